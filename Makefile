@@ -1,0 +1,23 @@
+# resync: PGXS build.  PG_CONFIG chooses the server.
+EXTENSION = resync
+MODULE_big = resync
+DATA = sql/resync--1.0.sql
+PGFILEDESC = "resync - mirrors of PostgreSQL tables at other databases"
+
+OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c src/*/*.c)))
+
+PG_CONFIG ?= pg_config
+PG_CPPFLAGS = -I$(srcdir)/src -I$(shell $(PG_CONFIG) --includedir)
+PG_CFLAGS = -Wall -Wextra -Werror -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers -Wno-cast-function-type -Wno-declaration-after-statement
+SHLIB_LINK = -lpq
+
+ifdef RESYNC_DEBUG
+PG_CPPFLAGS += -DRESYNC_DEBUG
+endif
+
+REGRESS = $(patsubst sql/%.sql,%,$(filter-out sql/resync--%,$(sort $(wildcard sql/*.sql))))
+
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+include $(PGXS)
+
+-include test/test.mk

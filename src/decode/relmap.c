@@ -1,0 +1,357 @@
+/*
+ * relmap.c
+ *		Relations of the WAL stream: root look-up, column mapping, and the check
+ *		that a table still is what its mirror was built for (rule 12).
+ *
+ * Everything here runs inside decoding callbacks, under a historic snapshot:
+ * catalog caches show the catalog as it was when the change was made.  No
+ * writes, no network.
+ */
+#include "postgres.h"
+
+#include "decode/relmap.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/sysattr.h"
+#include "access/table.h"
+#include "access/tupdesc_details.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_inherits.h"
+#include "catalog/pg_type.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+
+struct RelMap
+{
+	DecodeConfig *config;
+	HTAB	   *rels;
+	MemoryContext context;
+};
+
+static RelMap *current_map = NULL;	/* for the invalidation callback */
+
+/* Registered once per process; touches only the valid flags. */
+static void
+relcache_changed(Datum arg, Oid relid)
+{
+	DecodeRel  *entry;
+	HASH_SEQ_STATUS seq;
+
+	if (current_map == NULL)
+		return;
+	if (OidIsValid(relid))
+	{
+		entry = hash_search(current_map->rels, &relid, HASH_FIND, NULL);
+		if (entry != NULL)
+			entry->valid = false;
+		return;
+	}
+	hash_seq_init(&seq, current_map->rels);
+	while ((entry = hash_seq_search(&seq)) != NULL)
+		entry->valid = false;
+}
+
+RelMap *
+resync_relmap_create(DecodeConfig *config)
+{
+	static bool registered = false;
+	RelMap	   *map = palloc0(sizeof(RelMap));
+	HASHCTL		ctl = {0};
+
+	map->config = config;
+	map->context = CurrentMemoryContext;
+	ctl.keysize = sizeof(Oid);
+	ctl.entrysize = sizeof(DecodeRel);
+	ctl.hcxt = CurrentMemoryContext;
+	map->rels = hash_create("resync relations", 128, &ctl,
+							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	current_map = map;
+	if (!registered)
+	{
+		CacheRegisterRelcacheCallback(relcache_changed, (Datum) 0);
+		registered = true;
+	}
+	return map;
+}
+
+/* Before the map's memory goes. */
+void
+resync_relmap_forget(RelMap *map)
+{
+	if (current_map == map)
+		current_map = NULL;
+}
+
+static int
+find_table(RelMap *map, Oid relid)
+{
+	for (int i = 0; i < map->config->ntables; i++)
+	{
+		if (map->config->tables[i]->relid == relid)
+			return i;
+	}
+	return -1;
+}
+
+/*
+ * The table itself, else a mirrored table among its partition and inheritance
+ * ancestors.
+ */
+int
+resync_relmap_root(RelMap *map, Oid relid)
+{
+	int			index = find_table(map, relid);
+	Relation	inherits;
+	List	   *parents = NIL;
+	ListCell   *lc;
+	SysScanDesc scan;
+	ScanKeyData key;
+	HeapTuple	tup;
+
+	if (index >= 0)
+		return index;
+	inherits = table_open(InheritsRelationId, AccessShareLock);
+	ScanKeyInit(&key, Anum_pg_inherits_inhrelid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(relid));
+	scan = systable_beginscan(inherits, InheritsRelidSeqnoIndexId, true, NULL, 1, &key);
+	while ((tup = systable_getnext(scan)) != NULL)
+		parents = lappend_oid(parents, ((Form_pg_inherits) GETSTRUCT(tup))->inhparent);
+	systable_endscan(scan);
+	table_close(inherits, AccessShareLock);
+
+	foreach(lc, parents)
+	{
+		index = resync_relmap_root(map, lfirst_oid(lc));
+		if (index >= 0)
+			break;
+	}
+	list_free(parents);
+	return index;
+}
+
+static void
+raise_changed(const ResyncTable *table, const char *detail)
+{
+	ereport(ERROR,
+			(errcode(RESYNC_DECODE_ERRCODE_NEEDS_RESYNC),
+			 errmsg("table \"%s.%s\" was changed in a way that its mirror cannot follow",
+					table->schema, table->name),
+			 errdetail_internal("%s", detail),
+			 errhint("Run peerdb_resync() to rebuild the mirror.")));
+}
+
+static bool
+is_ignored(RelMap *map, int index, const char *name)
+{
+	ListCell   *lc;
+
+	foreach(lc, map->config->ignored[index])
+	{
+		if (strcmp((char *) lfirst(lc), name) == 0)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * A copy of the table with one more column, in the map's context: batches may
+ * still refer to the old version.
+ */
+static ResyncTable *
+table_with_column(RelMap *map, const ResyncTable *table, Form_pg_attribute att, Oid base,
+				  int32 typmod)
+{
+	MemoryContext old = MemoryContextSwitchTo(map->context);
+	ResyncTable *copy = palloc(sizeof(ResyncTable));
+	ResyncColumn *col;
+
+	*copy = *table;
+	copy->cols = palloc0((table->ncols + 1) * sizeof(ResyncColumn));
+	memcpy(copy->cols, table->cols, table->ncols * sizeof(ResyncColumn));
+	col = &copy->cols[copy->ncols++];
+	col->name = pstrdup(NameStr(att->attname));
+	col->attnum = att->attnum;
+	col->typid = att->atttypid;
+	col->typmod = att->atttypmod;
+	col->notnull = att->attnotnull;
+	col->generated = (att->attgenerated != '\0');
+	col->dest_name = col->name;
+	col->dest_type = format_type_extended(base, typmod,
+										  FORMAT_TYPE_TYPEMOD_GIVEN | FORMAT_TYPE_FORCE_QUALIFY);
+	col->wire = (table->ncols > 0 && strcmp(table->cols[0].wire, "text") == 0) ? "text" : "binary";
+	MemoryContextSwitchTo(old);
+	return copy;
+}
+
+/*
+ * ADD COLUMN, seen with the first change after it.  Only types that mean the
+ * same everywhere can be added without asking the destination.
+ */
+static void
+add_column(RelMap *map, int index, Relation rel, Form_pg_attribute att)
+{
+	ResyncTable *table = map->config->tables[index];
+	ResyncTable *newer;
+	Oid			base;
+	Oid			element;
+	bool		varlena;
+	int32		typmod = att->atttypmod;
+	char	   *default_text = NULL;
+	TupleDesc	desc = RelationGetDescr(rel);
+
+	base = getBaseTypeAndTypmod(att->atttypid, &typmod);
+	element = get_element_type(base);
+	if (base >= FirstGenbkiObjectId ||
+		(OidIsValid(element) && element >= FirstGenbkiObjectId))
+		raise_changed(table, psprintf("Column \"%s\" was added; its type %s is not a built-in one.",
+									  NameStr(att->attname), format_type_be(att->atttypid)));
+
+	if (att->atthasmissing && desc->constr != NULL && desc->constr->missing != NULL &&
+		desc->constr->missing[att->attnum - 1].am_present)
+	{
+		Oid			outfn;
+
+		getTypeOutputInfo(base, &outfn, &varlena);
+		default_text = OidOutputFunctionCall(outfn,
+											 desc->constr->missing[att->attnum - 1].am_value);
+	}
+	newer = table_with_column(map, table, att, base, typmod);
+	map->config->tables[index] = newer;
+	resync_batch_add_column(map->config->batch, newer, default_text);
+}
+
+/* Identity that the mirror was built with, against the relation's now. */
+static void
+check_identity(RelMap *map, const ResyncTable *table, Relation rel, DecodeRel *entry)
+{
+	Bitmapset  *identity;
+
+	entry->full = (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL);
+	if (entry->full || table->identity == 'n')
+		return;
+	if (table->nkeys == 0)
+		raise_changed(table, "Its replica identity is not FULL any more, and it has no key.");
+
+	identity = RelationGetIndexAttrBitmap(rel, INDEX_ATTR_BITMAP_IDENTITY_KEY);
+	for (int k = 0; k < table->nkeys; k++)
+	{
+		if (!bms_is_member(entry->key_attno[k] + 1 - FirstLowInvalidHeapAttributeNumber, identity))
+			raise_changed(table,
+						  psprintf("Its replica identity does not contain the key column \"%s\" any more.",
+								   table->cols[entry->key_column[k]].name));
+	}
+	bms_free(identity);
+}
+
+/*
+ * Fill an entry from the relation as the historic snapshot shows it.
+ */
+static void
+build_entry(RelMap *map, DecodeRel *entry, Relation rel)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	ResyncTable *table;
+	MemoryContext old;
+
+	if (entry->context != NULL)
+		MemoryContextReset(entry->context);
+	else
+		entry->context = AllocSetContextCreate(map->context, "resync relation",
+											   ALLOCSET_SMALL_SIZES);
+
+	/* rows of a rewrite arrive on a temporary relation */
+	entry->index = resync_relmap_root(map, OidIsValid(rel->rd_rel->relrewrite) ?
+									  rel->rd_rel->relrewrite : RelationGetRelid(rel));
+	if (entry->index < 0)
+	{
+		entry->valid = true;
+		return;
+	}
+	if (OidIsValid(rel->rd_rel->relrewrite))
+		raise_changed(map->config->tables[entry->index], "It was rewritten by ALTER TABLE.");
+
+	/* columns that are new */
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+		bool		known = false;
+
+		if (att->attisdropped || is_ignored(map, entry->index, NameStr(att->attname)))
+			continue;
+		table = map->config->tables[entry->index];
+		for (int c = 0; c < table->ncols && !known; c++)
+			known = (strcmp(table->cols[c].name, NameStr(att->attname)) == 0);
+		if (!known)
+			add_column(map, entry->index, rel, att);
+	}
+
+	old = MemoryContextSwitchTo(entry->context);
+	table = map->config->tables[entry->index];
+	entry->natts = desc->natts;
+	entry->column = palloc(desc->natts * sizeof(int));
+	for (int i = 0; i < desc->natts; i++)
+		entry->column[i] = -1;
+	entry->attno = palloc(table->ncols * sizeof(int));
+	entry->key_attno = palloc0(Max(table->nkeys, 1) * sizeof(int));
+	entry->key_column = palloc0(Max(table->nkeys, 1) * sizeof(int));
+	for (int c = 0; c < table->ncols; c++)
+	{
+		ResyncColumn *col = &table->cols[c];
+		Form_pg_attribute att = NULL;
+
+		for (int i = 0; i < desc->natts && att == NULL; i++)
+		{
+			if (!TupleDescAttr(desc, i)->attisdropped &&
+				strcmp(NameStr(TupleDescAttr(desc, i)->attname), col->name) == 0)
+				att = TupleDescAttr(desc, i);
+		}
+		if (att == NULL)
+			raise_changed(table, psprintf("Column \"%s\" was dropped or renamed.", col->name));
+		if (att->atttypid != col->typid || att->atttypmod != col->typmod)
+			raise_changed(table, psprintf("The type of column \"%s\" was changed from %s to %s.",
+										  col->name,
+										  format_type_with_typemod(col->typid, col->typmod),
+										  format_type_with_typemod(att->atttypid, att->atttypmod)));
+		entry->attno[c] = att->attnum - 1;
+		entry->column[att->attnum - 1] = c;
+		if (col->keypos > 0)
+		{
+			entry->key_attno[col->keypos - 1] = att->attnum - 1;
+			entry->key_column[col->keypos - 1] = c;
+		}
+	}
+	check_identity(map, table, rel, entry);
+	entry->encoder = map->config->make_encoder(map->config->make_encoder_arg, table, desc);
+	MemoryContextSwitchTo(old);
+	entry->valid = true;
+}
+
+DecodeRel *
+resync_relmap_get(RelMap *map, Relation rel)
+{
+	Oid			relid = RelationGetRelid(rel);
+	bool		found;
+	DecodeRel  *entry = hash_search(map->rels, &relid, HASH_ENTER, &found);
+
+	if (!found)
+	{
+		memset(entry, 0, sizeof(DecodeRel));
+		entry->relid = relid;
+	}
+
+	/*
+	 * A table's columns may have grown through another leaf: then this leaf's
+	 * mapping is too short, although its own cache entry did not change.
+	 */
+	if (!entry->valid)
+		build_entry(map, entry, rel);
+	else if (entry->index >= 0 &&
+			 entry->encoder->ncols != map->config->tables[entry->index]->ncols)
+		build_entry(map, entry, rel);
+	return entry;
+}

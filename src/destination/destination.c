@@ -1,0 +1,55 @@
+/*
+ * destination.c
+ *		The destinations that exist, by the name of their wrapper.
+ *
+ * Called by everybody who is about to connect, and by the API, which refuses
+ * peers that nothing can be mirrored to.  Pure.
+ */
+#include "postgres.h"
+
+#include "destination/destination.h"
+
+/* Wrappers of ours, and the methods behind them.  NULL: not available yet. */
+static const struct
+{
+	const char *wrapper;
+	const char *label;
+	const DestinationRoutine *routine;
+}			destinations[] = {
+	{"peerdb_postgres", "PostgreSQL", &resync_destination_postgres},
+	{"postgres_fdw", "PostgreSQL", &resync_destination_postgres},
+	{"peerdb_clickhouse", "ClickHouse", NULL},
+	{"peerdb_snowflake", "Snowflake", NULL},
+	{"peerdb_bigquery", "BigQuery", NULL},
+};
+
+const DestinationRoutine *
+resync_destination_routine(const char *wrapper)
+{
+	for (int i = 0; i < lengthof(destinations); i++)
+	{
+		if (strcmp(destinations[i].wrapper, wrapper) == 0)
+			return destinations[i].routine;
+	}
+	return NULL;
+}
+
+const DestinationRoutine *
+resync_destination_require(const char *wrapper)
+{
+	for (int i = 0; i < lengthof(destinations); i++)
+	{
+		if (strcmp(destinations[i].wrapper, wrapper) != 0)
+			continue;
+		if (destinations[i].routine == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("destination %s is not available yet", destinations[i].label),
+					 errhint("Use a server of \"peerdb_postgres\" or \"postgres_fdw\".")));
+		return destinations[i].routine;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+			 errmsg("a server of foreign-data wrapper \"%s\" cannot be a peer", wrapper),
+			 errhint("Use a server of \"peerdb_postgres\" or \"postgres_fdw\".")));
+}

@@ -1,0 +1,112 @@
+/*
+ * encode.h
+ *		PostgreSQL values to a destination's bytes, one column at a time.
+ *
+ * A row from the snapshot and a row from WAL are both a tuple and a TupleDesc
+ * and go through the same encoder (rule 1), so their bytes are the same.
+ * Pure: no network, no catalog writes.  What an encoder needs of the source's
+ * catalog (output functions) it looks up when it is made.
+ *
+ * A *field* is one encoded value: a length word (int32, network order; -1 for
+ * NULL), then that many bytes.  That is also COPY BINARY's field format.
+ */
+#ifndef RESYNC_ENCODE_H
+#define RESYNC_ENCODE_H
+
+#include "resync.h"
+
+#include "access/tupdesc.h"
+#include "fmgr.h"
+#include "lib/stringinfo.h"
+#include "port/pg_bswap.h"
+
+typedef struct ColumnEncoder ColumnEncoder;
+
+/*
+ * Append the bytes of a non-NULL value, without its length word.
+ * Memory: whatever it allocates is in the current context, which the caller
+ * resets per row.  External and compressed values are allowed (but not a
+ * pointer to an on-disk value during decoding: see RowEncoder).
+ */
+typedef void (*EncodeValueFn) (ColumnEncoder *col, Datum value, StringInfo buf);
+
+struct ColumnEncoder
+{
+	EncodeValueFn encode;
+	int			attno;			/* 0-based index into values/isnull of the
+								 * relation that rows come from; -1: the
+								 * relation has no such column (NULL) */
+	Oid			typid;			/* type there */
+	int32		typmod;
+	int16		typlen;			/* its length: -1 = varlena */
+	bool		typbyval;
+	FmgrInfo	finfo;			/* send or output function, when used */
+	void	   *priv;			/* encoder's own data */
+};
+
+/*
+ * Encodes rows of ONE relation (a root or a leaf: attnums differ) into the
+ * columns of a ResyncTable, in the table's column order.
+ */
+typedef struct RowEncoder
+{
+	int			ncols;
+	ColumnEncoder *cols;
+} RowEncoder;
+
+/*
+ * Make the encoder for PostgreSQL destinations.
+ *
+ * desc: of the relation that rows come from; columns are matched by name, and
+ * a column whose type or typmod is not the one of the plan raises
+ * ERRCODE_DATATYPE_MISMATCH.  cols[].wire is one of
+ *	"binary"	binary send format of the type itself (the destination column
+ *				has the same type); wire_info, if any, lists the OIDs inside
+ *				values to be replaced
+ *	"astext"	the output function's text, sent as binary text (the
+ *				destination column is text)
+ *	"text"		the output function's text for a destination type that has no
+ *				binary input: the writer has to use COPY in text format
+ * The result and all it holds are allocated in the current context.  Needs a
+ * valid snapshot/transaction for catalog look-ups.
+ */
+extern RowEncoder *resync_encode_pg_make(TupleDesc desc, const ResyncColumn *cols, int ncols);
+
+/*
+ * Append one field: length word and bytes, or -1.
+ */
+static inline void
+resync_encode_field(RowEncoder *enc, int col, Datum value, bool isnull, StringInfo buf)
+{
+	int			start;
+	uint32		n;
+
+	enlargeStringInfo(buf, 4);
+	start = buf->len;
+	buf->len += 4;
+	if (isnull)
+		n = (uint32) -1;
+	else
+	{
+		enc->cols[col].encode(&enc->cols[col], value, buf);
+		n = (uint32) (buf->len - start - 4);
+	}
+	n = pg_hton32(n);
+	memcpy(buf->data + start, &n, 4);
+}
+
+/*
+ * Append every field of a row.  values and isnull are indexed by the
+ * relation's attnum - 1 (slot->tts_values after slot_getallattrs).
+ */
+extern void resync_encode_row(RowEncoder *enc, const Datum *values, const bool *isnull,
+							  StringInfo buf);
+
+/*
+ * Turn the fields of one row (ncols fields at data) into one line of COPY's
+ * text format, newline included, appended to out.  Only meaningful when all
+ * wires are "text" or were encoded as text.
+ */
+extern void resync_encode_copy_text_line(const char *data, int ncols, StringInfo out);
+
+#endif							/* RESYNC_ENCODE_H */

@@ -1,0 +1,21 @@
+/*
+ * retry.h
+ *		Which errors go away by themselves, and how long to wait.
+ */
+#ifndef RESYNC_RETRY_H
+#define RESYNC_RETRY_H
+
+#include "postgres.h"
+
+/*
+ * True for errors worth trying again from where the work stood: connection
+ * trouble (class 08, 57P0x), resources (53), deadlock and serialization (40),
+ * lock not available, ...  Everything else is permanent.
+ */
+extern bool resync_retry_is_transient(int sqlerrcode);
+
+/* Milliseconds before try number `attempt` (from 1): doubling, jittered, at
+ * most 30 s. */
+extern long resync_retry_delay(int attempt);
+
+#endif							/* RESYNC_RETRY_H */

@@ -1,0 +1,297 @@
+/*
+ * children.c
+ *		The coordinator's streamers and copiers: started, watched, restarted
+ *		with back-off, stopped; and their counters noted in the catalog.
+ *
+ * A child that ends leaves its error in RunShared.  A transient one (or none,
+ * when it was killed) means another try later; a permanent one is raised here
+ * and ends up as the run's error.
+ */
+#include "postgres.h"
+
+#include "worker/coordinator.h"
+
+#include "miscadmin.h"
+#include "net/retry.h"
+#include "pgstat.h"
+#include "storage/latch.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#define NOTE_INTERVAL_MS 1000
+
+/* Take a shared memory entry for a run. */
+void
+resync_children_attach(Coordinator *co, RunCtl *ctl, int64 run)
+{
+	if (ctl->run == run)
+		return;
+	Assert(ctl->run == 0);
+	memset(ctl, 0, sizeof(RunCtl));
+	ctl->rs = resync_shmem_claim_run(MyDatabaseId, co->args.mirror, run, co->mirror->owner);
+	ctl->run = run;
+}
+
+/* Raise a child's error as our own. */
+void
+resync_children_raise(ResyncErrorReport *report)
+{
+	ResyncErrorReport copy;
+
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+	copy = *report;
+	report->set = false;
+	LWLockRelease(ResyncShmem->lock);
+	ereport(ERROR,
+			(errcode(copy.sqlerrcode),
+			 errmsg_internal("%s", copy.message),
+			 copy.detail[0] ? errdetail_internal("%s", copy.detail) : 0,
+			 copy.hint[0] ? errhint("%s", copy.hint) : 0,
+			 copy.table[0] ? errcontext("table %s", copy.table) : 0));
+}
+
+/*
+ * A child is gone.  Raises its error if trying again is of no use; else logs it
+ * and returns.
+ */
+static void
+child_ended(const char *what, ResyncErrorReport *report, int *failures, TimestampTz *not_before)
+{
+	if (report->set && !resync_retry_is_transient(report->sqlerrcode))
+		resync_children_raise(report);
+	if (report->set)
+		ereport(LOG,
+				(errcode(report->sqlerrcode),
+				 errmsg("resync %s ended and is started again: %s", what, report->message),
+				 report->detail[0] ? errdetail_internal("%s", report->detail) : 0));
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+	report->set = false;
+	LWLockRelease(ResyncShmem->lock);
+	(*failures)++;
+	*not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+											  resync_retry_delay(*failures));
+}
+
+static void
+start_streamer(RunCtl *ctl, const WorkerArgs *args)
+{
+	WorkerArgs	child = *args;
+
+	child.run = ctl->run;
+	child.generation = ctl->rs->generation;
+	ctl->streamer = resync_worker_start("resync_streamer_main", "streamer", &child);
+	if (ctl->streamer == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("no background worker is free for the streamer of run " INT64_FORMAT,
+						ctl->run),
+				 errhint("You might need to increase \"%s\".", "max_worker_processes")));
+}
+
+/*
+ * Have the run's streamer do something; start it if it is not there.  Returns
+ * where it is.
+ */
+StreamerState
+resync_children_streamer(RunCtl *ctl, const WorkerArgs *args, StreamerCommand command,
+						 XLogRecPtr hold_at_least)
+{
+	RunShared  *rs = ctl->rs;
+	StreamerState state;
+	pid_t		pid;
+	int			pgprocno = -1;
+	bool		alive = false;
+
+	if (ctl->streamer != NULL)
+	{
+		if (GetBackgroundWorkerPid(ctl->streamer, &pid) == BGWH_STOPPED)
+		{
+			pfree(ctl->streamer);
+			ctl->streamer = NULL;
+			child_ended("streamer", &rs->streamer_error, &ctl->streamer_failures,
+						&ctl->streamer_not_before);
+		}
+		else
+			alive = true;
+	}
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+	if (rs->command != command || rs->hold_at_least != hold_at_least)
+	{
+		rs->command = command;
+		rs->hold_at_least = hold_at_least;
+		pgprocno = rs->streamer_pgprocno;
+	}
+	state = alive ? rs->streamer : STREAMER_OFF;
+	LWLockRelease(ResyncShmem->lock);
+	resync_shmem_wake(pgprocno);
+	if (!alive && GetCurrentTimestamp() >= ctl->streamer_not_before)
+		start_streamer(ctl, args);
+	return state;
+}
+
+/*
+ * Has copier i ended?  *died: it had a partition or an error, so it counts as
+ * a failure.  Raises a permanent error.  True if it is not running (any more).
+ */
+bool
+resync_children_reap_copier(RunCtl *ctl, int i, bool *died)
+{
+	pid_t		pid;
+
+	*died = false;
+	if (ctl->copiers[i] == NULL)
+		return true;
+	if (GetBackgroundWorkerPid(ctl->copiers[i], &pid) != BGWH_STOPPED)
+		return false;
+	pfree(ctl->copiers[i]);
+	ctl->copiers[i] = NULL;
+	*died = true;
+	child_ended("copier", &ctl->rs->copier_error, &ctl->copier_failures,
+				&ctl->copier_not_before);
+	return true;
+}
+
+/* Wait for a child that was told to end. */
+static void
+wait_child(BackgroundWorkerHandle **handle)
+{
+	pid_t		pid;
+
+	if (*handle == NULL)
+		return;
+	TerminateBackgroundWorker(*handle);
+	while (GetBackgroundWorkerPid(*handle, &pid) != BGWH_STOPPED)
+	{
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 100,
+						 PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	pfree(*handle);
+	*handle = NULL;
+}
+
+void
+resync_children_stop_copiers(RunCtl *ctl)
+{
+	if (ctl->run == 0)
+		return;
+	for (int i = 0; i < RESYNC_MAX_COPIERS; i++)
+	{
+		if (ctl->copiers[i] != NULL)
+			TerminateBackgroundWorker(ctl->copiers[i]);
+	}
+	for (int i = 0; i < RESYNC_MAX_COPIERS; i++)
+		wait_child(&ctl->copiers[i]);
+	ctl->rs->ncopiers = 0;
+	ctl->rs->copier_error.set = false;
+}
+
+/* All processes of the run; the entry stays. */
+void
+resync_children_stop(RunCtl *ctl)
+{
+	if (ctl->run == 0)
+		return;
+	resync_children_stop_copiers(ctl);
+	wait_child(&ctl->streamer);
+	ctl->rs->streamer_error.set = false;
+	ctl->rs->command = STREAMER_NONE;
+}
+
+/* Processes and entry. */
+void
+resync_children_detach(RunCtl *ctl)
+{
+	if (ctl->run == 0)
+		return;
+	resync_children_stop(ctl);
+	resync_shmem_release_run(ctl->rs);
+	memset(ctl, 0, sizeof(RunCtl));
+}
+
+/* At our own exit: tell them, and do not wait. */
+void
+resync_children_kill(RunCtl *ctl)
+{
+	if (ctl->run == 0)
+		return;
+	if (ctl->streamer != NULL)
+		TerminateBackgroundWorker(ctl->streamer);
+	for (int i = 0; i < RESYNC_MAX_COPIERS; i++)
+	{
+		if (ctl->copiers[i] != NULL)
+			TerminateBackgroundWorker(ctl->copiers[i]);
+	}
+	resync_shmem_release_run(ctl->rs);
+}
+
+/*
+ * Applied batches, counters and the confirmed LSN into the catalog, at most
+ * once a second unless forced.
+ */
+void
+resync_children_note(Coordinator *co, RunCtl *ctl, bool force)
+{
+	RunShared  *rs = ctl->rs;
+	RunBatch	batches[RESYNC_BATCH_RING];
+	int			n = 0;
+	struct
+	{
+		int			table;
+		int64		inserts,
+					updates,
+					deletes;
+	}		   *counts;
+	int			ncounts = 0;
+	XLogRecPtr	applied;
+
+	if (ctl->run == 0)
+		return;
+	if (!force &&
+		!TimestampDifferenceExceeds(ctl->noted_at, GetCurrentTimestamp(), NOTE_INTERVAL_MS))
+		return;
+	ctl->noted_at = GetCurrentTimestamp();
+	counts = palloc(RESYNC_MAX_COUNTED * sizeof(*counts));
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+	while (rs->batch_tail != rs->batch_head)
+	{
+		int			i = rs->batch_tail % RESYNC_BATCH_RING;
+
+		batches[n].first_lsn = rs->batches[i].first_lsn;
+		batches[n].last_lsn = rs->batches[i].last_lsn;
+		batches[n].rows = rs->batches[i].rows;
+		batches[n].started = rs->batches[i].started;
+		batches[n].finished = rs->batches[i].finished;
+		n++;
+		rs->batch_tail++;
+	}
+	for (int t = 0; n > 0 && t < RESYNC_MAX_COUNTED; t++)
+	{
+		if (rs->counts[t].inserts + rs->counts[t].updates + rs->counts[t].deletes == 0)
+			continue;
+		counts[ncounts].table = t;
+		counts[ncounts].inserts = rs->counts[t].inserts;
+		counts[ncounts].updates = rs->counts[t].updates;
+		counts[ncounts].deletes = rs->counts[t].deletes;
+		ncounts++;
+	}
+	if (ncounts > 0)
+		memset(rs->counts, 0, sizeof(rs->counts));
+	applied = pg_atomic_read_u64(&rs->applied_lsn);
+	LWLockRelease(ResyncShmem->lock);
+	if (n == 0 && (applied == ctl->noted_lsn || applied == 0))
+		return;
+
+	resync_catalog_begin();
+	if (n > 0)
+		resync_catalog_add_batches(co->args.mirror, ctl->run, batches, n);
+	for (int i = 0; i < ncounts; i++)
+		resync_catalog_set_table_counts(ctl->run, counts[i].table, counts[i].inserts,
+										counts[i].updates, counts[i].deletes);
+	if (applied != 0 && applied != ctl->noted_lsn)
+		resync_catalog_set_confirmed(ctl->run, applied);
+	resync_catalog_commit();
+	ctl->noted_lsn = applied;
+	ctl->streamer_failures = 0;
+}

@@ -1,0 +1,639 @@
+/*
+ * coordinator.c
+ *		The coordinator: one per active mirror.  Does what users ask for (drop,
+ *		cancel, pause), keeps the live run streaming, drives the run under
+ *		construction, and decides what an error means.
+ *
+ * It is the only writer of a started run's catalog rows, each change in a
+ * short transaction of its own, and never holds a slot or a snapshot.  It ends
+ * by itself when there is nothing to do, and is started again by the launcher
+ * when somebody asks.
+ *
+ * Errors: a step runs within PG_TRY.  Transient errors are tried again with
+ * back-off, and show in peerdb.mirrors.error meanwhile.  A permanent one ends
+ * the run under construction (slot and tables go, live tables stay), or leaves
+ * the mirror failed with its slot, so that it can be resumed; where only a
+ * resync helps, the slot goes too.
+ */
+#include "postgres.h"
+
+#include "worker/coordinator.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
+#include "miscadmin.h"
+#include "executor/spi.h"
+#include "net/pq.h"
+#include "net/retry.h"
+#include "pgstat.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/lwlock.h"
+#include "storage/proc.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#define IDLE_NAP_MS 1000
+#define VALIDATE_TRIES 3
+
+/* step()'s answer: nothing is left to do */
+#define FINISHED (-1)
+
+static Coordinator *self = NULL;
+
+static void
+coordinator_exit(int code, Datum arg)
+{
+	int			launcher;
+
+	resync_children_kill(&self->build);
+	resync_children_kill(&self->serving);
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+	if (self->ms->pid == MyProcPid)
+	{
+		self->ms->pid = 0;
+		self->ms->pgprocno = -1;
+		if (code != 0 && self->ms->wanted)
+		{
+			self->ms->failures++;
+			self->ms->not_before =
+				TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+											resync_retry_delay(self->ms->failures));
+		}
+	}
+	launcher = ResyncShmem->launcher_pgprocno;
+	LWLockRelease(ResyncShmem->lock);
+	resync_shmem_wake(launcher);
+}
+
+/* Attach to the mirror's entry; false: another coordinator has it. */
+static bool
+register_coordinator(Coordinator *co)
+{
+	MirrorShared *ms = NULL;
+
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < resync_max_mirrors && ms == NULL; i++)
+	{
+		if (ResyncShmem->mirrors[i].in_use &&
+			ResyncShmem->mirrors[i].database == MyDatabaseId &&
+			ResyncShmem->mirrors[i].mirror == co->args.mirror)
+			ms = &ResyncShmem->mirrors[i];
+	}
+	if (ms != NULL && ms->pid == 0)
+	{
+		ms->pid = MyProcPid;
+		ms->pgprocno = MyProc->pgprocno;
+		ms->starting = false;
+		co->ms = ms;
+	}
+	LWLockRelease(ResyncShmem->lock);
+	return co->ms != NULL;
+}
+
+/* The mirror and its runs as the catalog has them now, in step_context. */
+static void
+read_state(Coordinator *co)
+{
+	MemoryContextReset(co->step_context);
+	co->mirror = NULL;
+	co->newest = NULL;
+	co->live = NULL;
+	resync_catalog_begin();
+	if (resync_catalog_exists())
+	{
+		MemoryContextSwitchTo(co->step_context);
+		co->mirror = resync_catalog_mirror(co->args.mirror);
+		if (co->mirror != NULL && co->mirror->newest_run != 0)
+			co->newest = resync_catalog_run(co->mirror->newest_run);
+		if (co->mirror != NULL && co->mirror->live_run != 0)
+			co->live = resync_catalog_run(co->mirror->live_run);
+	}
+	resync_catalog_commit();
+	MemoryContextSwitchTo(co->step_context);
+
+	/* a mirror that did not run has nothing to keep serving */
+	if (co->newest != NULL && co->newest->keep_serving &&
+		(co->newest->previous_status == NULL || co->live == NULL ||
+		 co->live->phase != PHASE_STREAM ||
+		 (strcmp(co->newest->previous_status, "running") != 0 &&
+		  strcmp(co->newest->previous_status, "paused") != 0)))
+		co->newest->keep_serving = false;
+}
+
+static bool
+is_building(Coordinator *co)
+{
+	return co->newest != NULL && co->newest->phase != PHASE_STREAM &&
+		co->newest->phase != PHASE_ENDED;
+}
+
+/*
+ * While a connection waits: has somebody asked for a drop, cancel or pause?
+ * Then what is under way is given up; the next step does what was asked.
+ */
+static void
+interrupt_wait(void)
+{
+	MirrorRow  *m;
+	bool		stop;
+	MemoryContext old = CurrentMemoryContext;
+
+	if (self == NULL || !self->ms->kick || IsTransactionState())
+		return;
+	self->ms->kick = false;
+	resync_catalog_begin();
+	m = resync_catalog_mirror(self->args.mirror);
+	stop = (m == NULL || m->want_drop != NULL || m->want_cancel || m->want_pause);
+	resync_catalog_commit();
+	MemoryContextSwitchTo(old);
+	if (stop)
+		ereport(ERROR,
+				(errcode(RESYNC_ERRCODE_INTERRUPTED),
+				 errmsg("interrupted by a request")));
+}
+
+/* ---- requests ---- */
+
+/*
+ * What is at the destination and belongs to a run or the mirror goes, as far as
+ * it can be reached.  An error is logged, not raised: the caller goes on.
+ */
+static void
+clean_destination(Coordinator *co, int64 end_run, bool drop_mirror, bool drop_tables)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		resync_build_open(co);
+		if (end_run != 0)
+			co->run->routine->end_run(co->dest, end_run);
+		if (drop_mirror)
+			co->run->routine->drop_mirror(co->dest, co->run->tables, co->run->ntables,
+										  drop_tables);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(context);
+		edata = CopyErrorData();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		MemoryContextSwitchTo(context);
+		if (edata->sqlerrcode == RESYNC_ERRCODE_INTERRUPTED)
+			edata->message = "interrupted";
+		ereport(LOG,
+				(errcode(edata->sqlerrcode),
+				 errmsg("could not clean up the destination of mirror \"%s\": %s",
+						co->mirror->name, edata->message)));
+		resync_catalog_begin();
+		resync_catalog_log(co->args.mirror, co->newest ? co->newest->run : 0, "warning", NULL,
+						   edata->sqlerrcode, "could not clean up the destination",
+						   edata->message);
+		resync_catalog_commit();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	resync_build_close(co);
+}
+
+static void
+do_drop(Coordinator *co)
+{
+	bool		tables = strcmp(co->mirror->want_drop, "drop") == 0;
+
+	resync_children_detach(&co->build);
+	resync_children_detach(&co->serving);
+	resync_load_forget(co);
+	if (co->live != NULL)
+		resync_build_drop_slot(co, co->live->run);
+	if (co->newest != NULL)
+	{
+		resync_build_drop_slot(co, co->newest->run);
+		clean_destination(co, is_building(co) ? co->newest->run : 0, true, tables);
+	}
+	resync_catalog_begin();
+	resync_catalog_log(co->args.mirror, 0, "info", NULL, 0, "mirror was dropped", NULL);
+	resync_catalog_delete_mirror(co->args.mirror);
+	resync_catalog_commit();
+}
+
+/* The run under construction goes with an outcome. */
+static void
+end_build(Coordinator *co, const char *outcome, int sqlerrcode, const char *error,
+		  const char *detail)
+{
+	int64		run = co->newest->run;
+
+	resync_children_detach(&co->build);
+	resync_load_forget(co);
+	if (co->newest->phase > PHASE_VALIDATE)
+	{
+		resync_build_drop_slot(co, run);
+		if (co->newest->phase > PHASE_CREATE_SLOT)
+			clean_destination(co, run, false, false);
+	}
+	resync_build_close(co);
+	resync_catalog_begin();
+	resync_catalog_log(co->args.mirror, run, strcmp(outcome, "cancelled") == 0 ? "info" : "error",
+					   NULL, sqlerrcode, error ? error : outcome, detail);
+	resync_catalog_end_run(run, outcome, sqlerrcode, error);
+	resync_catalog_commit();
+	co->failures = 0;
+	co->level_target = 0;
+	co->swap_tries = 0;
+}
+
+static void
+clear_request(Coordinator *co, const char *column)
+{
+	resync_catalog_begin();
+	(void) resync_catalog_exec(psprintf("UPDATE peerdb._mirror SET %s = false WHERE id = $1",
+										column),
+							   SPI_OK_UPDATE, 1, INT8OID, Int64GetDatum(co->args.mirror), false);
+	resync_catalog_finish();
+	resync_catalog_commit();
+}
+
+/*
+ * Until the swap.  Afterwards there is nothing to cancel: the new tables are
+ * live.
+ */
+static void
+do_cancel(Coordinator *co)
+{
+	bool		swapped = false;
+
+	if (is_building(co) && co->newest->phase == PHASE_SWAP)
+	{
+		resync_build_open(co);
+		for (int i = 0; i < co->run->ntables && !swapped; i++)
+			swapped = co->run->routine->is_swapped(co->dest, co->run->tables[i]);
+	}
+	if (is_building(co) && !swapped)
+		end_build(co, "cancelled", 0, NULL, NULL);
+	clear_request(co, "want_cancel");
+}
+
+static void
+do_pause(Coordinator *co)
+{
+	if (co->serving.run != 0)
+		resync_children_note(co, &co->serving, true);
+	resync_children_detach(&co->build);
+	resync_children_detach(&co->serving);
+	resync_load_forget(co);
+	resync_build_close(co);
+	resync_catalog_begin();
+	resync_catalog_set_status(co->args.mirror, "paused");
+	resync_catalog_commit();
+}
+
+/* ---- errors ---- */
+
+/* Only a resync helps: the slot would hold WAL for nothing. */
+static bool
+needs_resync(int sqlerrcode)
+{
+	return sqlerrcode == RESYNC_ERRCODE_NEEDS_RESYNC ||
+		sqlerrcode == RESYNC_ERRCODE_DIVERGED || sqlerrcode == RESYNC_ERRCODE_FENCED;
+}
+
+/* Message and hint in one text, for peerdb.mirrors.error. */
+static char *
+error_text(const ErrorData *edata)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, edata->message ? edata->message : "unknown error");
+	if (edata->detail)
+		appendStringInfo(&buf, "\nDETAIL:  %s", edata->detail);
+	if (edata->hint)
+		appendStringInfo(&buf, "\nHINT:  %s", edata->hint);
+	return buf.data;
+}
+
+static void
+retry_later(Coordinator *co, const ErrorData *edata)
+{
+	co->failures++;
+	co->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+												 resync_retry_delay(co->failures));
+	ereport(LOG,
+			(errcode(edata->sqlerrcode),
+			 errmsg("mirror \"%s\" goes on after an error: %s", co->mirror->name,
+					edata->message)));
+	resync_catalog_begin();
+	resync_catalog_set_error(co->args.mirror, edata->sqlerrcode, error_text(edata));
+	if (co->failures == 1)
+		resync_catalog_log(co->args.mirror, co->newest ? co->newest->run : 0, "warning", NULL,
+						   edata->sqlerrcode, edata->message, edata->detail);
+	resync_catalog_commit();
+}
+
+/* The live run cannot go on. */
+static void
+fail_serving(Coordinator *co, const ErrorData *edata)
+{
+	int64		run = co->live->run;
+	bool		building = is_building(co);
+
+	if (co->serving.run != 0)
+		resync_children_note(co, &co->serving, true);
+	resync_children_detach(&co->serving);
+	ereport(LOG,
+			(errcode(edata->sqlerrcode),
+			 errmsg("mirror \"%s\" failed: %s", co->mirror->name, edata->message),
+			 edata->detail ? errdetail_internal("%s", edata->detail) : 0));
+	if (needs_resync(edata->sqlerrcode))
+		resync_build_drop_slot(co, run);
+	resync_catalog_begin();
+	resync_catalog_log(co->args.mirror, run, "error", edata->context, edata->sqlerrcode,
+					   edata->message, edata->detail);
+	if (needs_resync(edata->sqlerrcode))
+		resync_catalog_end_run(run, "failed", edata->sqlerrcode, error_text(edata));
+	if (building)
+		/* the run under construction goes on without it */
+		resync_catalog_set_status(co->args.mirror,
+								  resync_catalog_phase_status(co->newest->phase));
+	else
+	{
+		resync_catalog_set_error(co->args.mirror, edata->sqlerrcode, error_text(edata));
+		resync_catalog_set_status(co->args.mirror, "failed");
+	}
+	resync_catalog_commit();
+}
+
+/* What the error of a step means.  May raise again: then the step is repeated. */
+static void
+handle_error(Coordinator *co, ErrorData *edata, bool in_build)
+{
+	bool		transient = resync_retry_is_transient(edata->sqlerrcode);
+
+	if (edata->sqlerrcode == RESYNC_ERRCODE_INTERRUPTED || co->mirror == NULL)
+		return;
+	if (!in_build)
+	{
+		if (transient || co->live == NULL)
+			retry_later(co, edata);
+		else
+			fail_serving(co, edata);
+		return;
+	}
+	if (co->newest->phase == PHASE_VALIDATE)
+	{
+		if (transient && co->failures + 1 < VALIDATE_TRIES)
+			retry_later(co, edata);
+		else
+		{
+			/* a first load that cannot begin has nothing to go back to */
+			ereport(LOG,
+					(errcode(edata->sqlerrcode),
+					 errmsg("run " INT64_FORMAT " of mirror \"%s\" was refused: %s",
+							co->newest->run, co->mirror->name, edata->message)));
+			end_build(co, co->newest->initial ? "failed" : "refused", edata->sqlerrcode,
+					  error_text(edata), edata->detail);
+		}
+	}
+	else if (edata->sqlerrcode == RESYNC_ERRCODE_TABLE_CHANGED)
+	{
+		ereport(LOG,
+				(errmsg("the load of mirror \"%s\" starts over: %s", co->mirror->name,
+						edata->message)));
+		resync_build_restart(co);
+	}
+	else if (transient)
+	{
+		resync_children_stop_copiers(&co->build);
+		resync_load_forget(co);
+		retry_later(co, edata);
+	}
+	else
+	{
+		ereport(LOG,
+				(errcode(edata->sqlerrcode),
+				 errmsg("run " INT64_FORMAT " of mirror \"%s\" failed: %s", co->newest->run,
+						co->mirror->name, edata->message),
+				 edata->detail ? errdetail_internal("%s", edata->detail) : 0));
+		end_build(co, "failed", edata->sqlerrcode, error_text(edata), edata->detail);
+	}
+}
+
+/* ---- steps ---- */
+
+/* Rule 9: a row that came with a dump, a template or a backup is not ours. */
+static bool
+is_copy(Coordinator *co)
+{
+	return co->mirror->system_identifier != GetSystemIdentifier() ||
+		co->mirror->database != MyDatabaseId;
+}
+
+static void
+refuse_copy(Coordinator *co)
+{
+	if (strcmp(co->mirror->status, "failed") == 0)
+		return;
+	resync_catalog_begin();
+	resync_catalog_set_error(co->args.mirror, RESYNC_ERRCODE_DIVERGED,
+							 "this database is a copy of the one that the mirror was made in\n"
+							 "HINT:  Use peerdb_resume_mirror(mirror, adopt => true) to take it over.");
+	resync_catalog_set_status(co->args.mirror, "failed");
+	resync_catalog_commit();
+}
+
+/* The live run: keep its streamer going, note what it did. */
+static long
+step_serving(Coordinator *co)
+{
+	StreamerState state;
+
+	resync_children_attach(co, &co->serving, co->live->run);
+	state = resync_children_streamer(&co->serving, &co->args, STREAMER_STREAM_LIVE, 0);
+	resync_children_note(co, &co->serving, false);
+	if (state != STREAMER_STREAMING)
+		return 100;
+	if (co->mirror->error != NULL && !is_building(co))
+	{
+		resync_catalog_begin();
+		resync_catalog_set_error(co->args.mirror, 0, NULL);
+		resync_catalog_commit();
+	}
+	return IDLE_NAP_MS;
+}
+
+static bool
+should_serve(Coordinator *co)
+{
+	if (co->live == NULL || co->live->phase != PHASE_STREAM)
+		return false;
+	if (!is_building(co))
+		return strcmp(co->mirror->status, "running") == 0;
+	if (co->newest->previous_status == NULL ||
+		strcmp(co->newest->previous_status, "running") != 0)
+		return false;
+	if (co->newest->phase == PHASE_SWAP)
+		return co->newest->keep_serving && GetCurrentTimestamp() < co->swap_not_before;
+	return co->newest->phase == PHASE_VALIDATE || co->newest->keep_serving;
+}
+
+/*
+ * One look at the mirror.  Returns ms to wait, or FINISHED.  *in_build tells
+ * the caller's error handler whose step it was.
+ */
+static long
+step(Coordinator *co, volatile bool *in_build)
+{
+	long		nap = IDLE_NAP_MS;
+
+	*in_build = false;
+	read_state(co);
+	if (co->mirror == NULL)
+		return FINISHED;
+	if (is_copy(co))
+	{
+		refuse_copy(co);
+		return FINISHED;
+	}
+	if (co->mirror->want_drop != NULL)
+	{
+		do_drop(co);
+		return FINISHED;
+	}
+	if (co->mirror->want_cancel)
+	{
+		do_cancel(co);
+		return 0;
+	}
+	if (co->mirror->want_pause)
+	{
+		do_pause(co);
+		return FINISHED;
+	}
+	if (GetCurrentTimestamp() < co->not_before)
+		return TimestampDifferenceMilliseconds(GetCurrentTimestamp(), co->not_before) + 1;
+
+	if (should_serve(co))
+		nap = step_serving(co);
+	else if (!is_building(co))
+		return FINISHED;
+	if (is_building(co))
+	{
+		long		n;
+
+		*in_build = true;
+		n = resync_build_step(co);
+		nap = Min(nap, n);
+	}
+	co->failures = 0;
+	return nap;
+}
+
+/*
+ * A step, and what its error means.  An error of the error's handling is only
+ * logged: the step comes again after the back-off.
+ */
+static long
+guarded_step(Coordinator *co)
+{
+	volatile bool in_build = false;
+	volatile long nap = 0;
+	ErrorData  *volatile failed = NULL;
+
+	PG_TRY();
+	{
+		nap = step(co, &in_build);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(co->context);
+		failed = CopyErrorData();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		LWLockReleaseAll();
+		MemoryContextSwitchTo(co->step_context);
+	}
+	PG_END_TRY();
+	if (failed == NULL)
+		return nap;
+
+	PG_TRY();
+	{
+		resync_build_close(co);
+		handle_error(co, failed, in_build);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(co->context);
+		EmitErrorReport();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		LWLockReleaseAll();
+		co->failures++;
+		co->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													 resync_retry_delay(co->failures));
+	}
+	PG_END_TRY();
+	FreeErrorData(failed);
+	return 0;
+}
+
+void
+resync_coordinator_main(Datum arg)
+{
+	MemoryContext context;
+	Coordinator *co;
+
+	context = AllocSetContextCreate(TopMemoryContext, "resync coordinator",
+									ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(context);
+	co = palloc0(sizeof(Coordinator));
+	co->context = context;
+	co->step_context = AllocSetContextCreate(context, "resync step", ALLOCSET_DEFAULT_SIZES);
+	memcpy(&co->args, MyBgworkerEntry->bgw_extra, sizeof(WorkerArgs));
+	resync_worker_init(&co->args, "coordinator");
+	if (!register_coordinator(co))
+		proc_exit(0);
+	self = co;
+	before_shmem_exit(coordinator_exit, 0);
+	resync_pq_wait_hook = interrupt_wait;
+
+	for (;;)
+	{
+		long		nap;
+
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+		co->ms->kick = false;
+		resync_worker_activity("mirror " INT64_FORMAT, co->args.mirror);
+		nap = guarded_step(co);
+		if (nap == FINISHED)
+		{
+			bool		finished;
+
+			/* unless somebody asked for more meanwhile */
+			LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+			finished = !co->ms->kick;
+			if (finished)
+				co->ms->wanted = false;
+			LWLockRelease(ResyncShmem->lock);
+			if (finished)
+				proc_exit(0);
+			nap = 0;
+		}
+		if (nap > 0)
+			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, nap,
+							 PG_WAIT_EXTENSION);
+	}
+}

@@ -1,0 +1,318 @@
+/*
+ * copier.c
+ *		A copier: takes one partition after the other from the coordinator,
+ *		scans it under the run's exported snapshot, encodes, sends.
+ *
+ * It joins the streamer's lock group, so that a waiting ALTER TABLE cannot come
+ * between the streamer's lock and its own (decisions.md E9).  One read-only
+ * transaction per partition.  It writes nothing on the source; the partition's
+ * done-mark is at the destination, with its rows.  It ends with its
+ * coordinator.
+ */
+#include "postgres.h"
+
+#include "worker/worker.h"
+
+#include "access/relation.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/catalog.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/interrupt.h"
+#include "snapshot/snapshot.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+/* rows between two looks at the clock and the counters */
+#define PROGRESS_ROWS 256
+
+typedef struct Copier
+{
+	WorkerArgs	args;
+	RunShared  *rs;
+	CopierShared *cs;
+	WorkerRun  *run;
+	Destination *dest;
+	char		snapshot_name[MAXPGPATH];
+	const ResyncTable *current;
+	/* rate limit: bytes sent since, and from when */
+	TimestampTz rate_start;
+	int64		rate_bytes;
+	int			rate_limit;		/* kB/s it was measured with */
+	MemoryContext context;
+	MemoryContext partition_context;
+} Copier;
+
+static RunShared *my_run = NULL;
+static CopierShared *my_copier = NULL;
+
+static void
+copier_exit(int code, Datum arg)
+{
+	int			coordinator;
+
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+	coordinator = my_run->coordinator_pgprocno;
+	if (my_copier->pid == MyProcPid)
+	{
+		my_copier->state = COPIER_OFF;
+		my_copier->pid = 0;
+		my_copier->pgprocno = -1;
+	}
+	LWLockRelease(ResyncShmem->lock);
+	resync_shmem_wake(coordinator);
+}
+
+static void
+set_state(Copier *c, CopierState state)
+{
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+	c->cs->state = state;
+	LWLockRelease(ResyncShmem->lock);
+	resync_shmem_wake(c->rs->coordinator_pgprocno);
+}
+
+static void
+handle_interrupts(void)
+{
+	CHECK_FOR_INTERRUPTS();
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
+	}
+}
+
+/*
+ * Wait for a partition.  False: there is nothing more to do here.
+ */
+static bool
+wait_for_partition(Copier *c)
+{
+	for (;;)
+	{
+		CopierState state;
+		bool		orphan;
+
+		ResetLatch(MyLatch);
+		LWLockAcquire(ResyncShmem->lock, LW_SHARED);
+		state = c->cs->state;
+		orphan = (c->rs->generation != c->args.generation || c->rs->coordinator_pid == 0 ||
+				  c->rs->streamer != STREAMER_EXPORTED ||
+				  strcmp(c->rs->snapshot_name, c->snapshot_name) != 0);
+		LWLockRelease(ResyncShmem->lock);
+		if (orphan)
+			return false;
+		if (state == COPIER_WORKING)
+			return true;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 1000,
+						 PG_WAIT_EXTENSION);
+		handle_interrupts();
+	}
+}
+
+/*
+ * resync.load_rate_limit is the mirror's; each copier at work gets an equal
+ * share.  Sleeps off what was sent too early.
+ */
+static void
+keep_rate(Copier *c, int64 bytes)
+{
+	for (;;)
+	{
+		TimestampTz now;
+		int			copiers = 0;
+		double		allowed;
+
+		handle_interrupts();
+		if (resync_load_rate_limit == 0)
+			return;
+		now = GetCurrentTimestamp();
+		if (c->rate_limit != resync_load_rate_limit)
+		{
+			c->rate_limit = resync_load_rate_limit;
+			c->rate_start = now;
+			c->rate_bytes = bytes;
+		}
+		for (int i = 0; i < c->rs->ncopiers; i++)
+			copiers += (c->rs->copiers[i].state == COPIER_WORKING);
+		allowed = (now - c->rate_start) / 1000000.0 *
+			c->rate_limit * 1024.0 / Max(copiers, 1);
+		if (bytes - c->rate_bytes <= allowed)
+			return;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 20,
+						 PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+	}
+}
+
+/*
+ * All rows of the partition; returns rows acknowledged, -1 if the destination
+ * has it already.
+ */
+static int64
+copy_rows(Copier *c, const ResyncTable *table, Relation rel)
+{
+	const DestinationRoutine *routine = c->run->routine;
+	SnapshotScan *scan;
+	TupleTableSlot *slot;
+	int64		rows = 0;
+	int64		acknowledged;
+
+	if (!routine->load_begin(c->dest, table, RelationGetDescr(rel), c->cs->partition))
+		return -1;
+	scan = resync_snapshot_begin(rel, c->cs->first_block, c->cs->last_block);
+	while ((slot = resync_snapshot_next(scan)) != NULL)
+	{
+		routine->load_row(c->dest, slot);
+		if (++rows % PROGRESS_ROWS == 0)
+		{
+			int64		bytes = routine->load_bytes(c->dest);
+
+			pg_atomic_write_u64(&c->cs->rows, rows);
+			pg_atomic_write_u64(&c->cs->bytes, bytes);
+			RESYNC_DEBUG_POINT("during_load");
+			keep_rate(c, bytes);
+		}
+	}
+	resync_snapshot_end(scan);
+	RESYNC_DEBUG_POINT("before_partition_commit");
+	acknowledged = routine->load_finish(c->dest);
+	RESYNC_DEBUG_POINT("after_partition_commit");
+	pg_atomic_write_u64(&c->cs->rows, rows);
+	pg_atomic_write_u64(&c->cs->bytes, routine->load_bytes(c->dest));
+
+	/* rule 10: rows read = rows acknowledged */
+	if (acknowledged != rows)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("the destination acknowledged " INT64_FORMAT " rows of a partition of table \"%s.%s\", " INT64_FORMAT " were read",
+						acknowledged, table->schema, table->name, rows)));
+	return acknowledged;
+}
+
+/*
+ * One partition, in a transaction under the exported snapshot.
+ */
+static void
+load_partition(Copier *c)
+{
+	const ResyncTable *table = c->run->tables[c->cs->ordinal];
+	Relation	rel;
+	int64		acknowledged = 0;
+	bool		current;
+
+	c->current = table;
+	c->rate_limit = 0;
+	pg_atomic_write_u64(&c->cs->rows, 0);
+	pg_atomic_write_u64(&c->cs->bytes, 0);
+	resync_worker_activity("mirror %s: loading %s.%s, partition " INT64_FORMAT,
+						   c->run->id.mirror, table->schema, table->name, c->cs->partition);
+
+	StartTransactionCommand();
+	XactIsoLevel = XACT_REPEATABLE_READ;
+	XactReadOnly = true;
+	ImportSnapshot(c->snapshot_name);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	MemoryContextSwitchTo(c->partition_context);
+
+	rel = try_relation_open(c->cs->relid, AccessShareLock);
+	current = (rel != NULL && resync_snapshot_is_current(rel));
+	if (current)
+		acknowledged = copy_rows(c, table, rel);
+	if (rel != NULL)
+		relation_close(rel, NoLock);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(c->context);
+	MemoryContextReset(c->partition_context);
+
+	c->cs->acknowledged = acknowledged;
+	set_state(c, current ? COPIER_DONE : COPIER_REWRITTEN);
+	c->current = NULL;
+}
+
+/*
+ * Attach to our entry and to the streamer's lock group.
+ */
+static void
+register_copier(Copier *c)
+{
+	PGPROC	   *leader = NULL;
+	pid_t		leader_pid = 0;
+
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+	c->rs = resync_shmem_find_run(MyDatabaseId, c->args.run);
+	if (c->rs == NULL || c->rs->generation != c->args.generation ||
+		c->rs->copiers[c->args.index].pid != 0 || c->rs->streamer != STREAMER_EXPORTED)
+	{
+		LWLockRelease(ResyncShmem->lock);
+		proc_exit(0);
+	}
+	c->cs = &c->rs->copiers[c->args.index];
+	c->cs->pid = MyProcPid;
+	c->cs->pgprocno = MyProc->pgprocno;
+	leader = &ProcGlobal->allProcs[c->rs->streamer_pgprocno];
+	leader_pid = c->rs->streamer_pid;
+	strlcpy(c->snapshot_name, c->rs->snapshot_name, sizeof(c->snapshot_name));
+	LWLockRelease(ResyncShmem->lock);
+	my_run = c->rs;
+	my_copier = c->cs;
+	before_shmem_exit(copier_exit, 0);
+
+	if (!BecomeLockGroupMember(leader, leader_pid))
+		proc_exit(0);
+}
+
+void
+resync_copier_main(Datum arg)
+{
+	Copier	   *c;
+	MemoryContext context;
+
+	context = AllocSetContextCreate(TopMemoryContext, "resync copier", ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(context);
+	c = palloc0(sizeof(Copier));
+	c->context = context;
+	c->partition_context = AllocSetContextCreate(context, "resync partition",
+												 ALLOCSET_DEFAULT_SIZES);
+	memcpy(&c->args, MyBgworkerEntry->bgw_extra, sizeof(WorkerArgs));
+	resync_worker_init(&c->args, "copier");
+	register_copier(c);
+
+	PG_TRY();
+	{
+		resync_catalog_begin();
+		MemoryContextSwitchTo(context);
+		c->run = resync_worker_load_run(c->args.mirror, c->args.run);
+		resync_catalog_commit();
+		MemoryContextSwitchTo(context);
+		resync_worker_become(c->run->owner);
+
+		c->dest = c->run->routine->open(c->run->peer, &c->run->id,
+										psprintf("resync copier %s", c->run->id.mirror));
+		set_state(c, COPIER_IDLE);
+		while (wait_for_partition(c))
+			load_partition(c);
+		c->run->routine->close(c->dest);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(context);
+		edata = CopyErrorData();
+		FlushErrorState();
+		resync_worker_report_error(&c->rs->copier_error, edata, c->current);
+		proc_exit(1);
+	}
+	PG_END_TRY();
+	proc_exit(0);
+}

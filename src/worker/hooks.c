@@ -1,0 +1,283 @@
+/*
+ * hooks.c
+ *		What others do to our databases and tables: utility commands and drops
+ *		that mirrors have to know about.
+ *
+ * Runs in user backends.
+ *
+ * DROP DATABASE and the like: a database with an active slot cannot be dropped,
+ * not even WITH (FORCE), and our workers count as its users.  After checking
+ * that the caller owns the database, its workers are told to end and kept away
+ * until the command is over; core drops the slots that are inactive then.
+ *
+ * ATTACH, DETACH and DROP of a partition or child leave no trace in the WAL
+ * that logical decoding reads: a transactional logical message tells the
+ * streamer, in order (rule 12).
+ *
+ * DROP EXTENSION is transactional, slots are not: at its commit the launcher
+ * is told, on rollback nothing happens.
+ */
+#include "postgres.h"
+
+#include "worker/hooks.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/dependency.h"
+#include "catalog/indexing.h"
+#include "catalog/namespace.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_inherits.h"
+#include "access/xlog.h"
+#include "commands/dbcommands.h"
+#include "commands/defrem.h"
+#include "commands/extension.h"
+#include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "pgstat.h"
+#include "replication/message.h"
+#include "resync.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "tcop/utility.h"
+#include "utils/acl.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
+#include "utils/timestamp.h"
+#include "worker/shmem.h"
+
+static ProcessUtility_hook_type prev_process_utility = NULL;
+static object_access_hook_type prev_object_access = NULL;
+
+#define STOP_TIMEOUT_MS 30000
+
+/* ---- databases ---- */
+
+/* The database that a command needs for itself, or InvalidOid. */
+static Oid
+database_of(Node *stmt)
+{
+	const char *name = NULL;
+
+	if (IsA(stmt, DropdbStmt))
+		name = ((DropdbStmt *) stmt)->dbname;
+	else if (IsA(stmt, RenameStmt) && ((RenameStmt *) stmt)->renameType == OBJECT_DATABASE)
+		name = ((RenameStmt *) stmt)->subname;
+	else if (IsA(stmt, AlterDatabaseStmt))
+	{
+		ListCell   *lc;
+
+		foreach(lc, ((AlterDatabaseStmt *) stmt)->options)
+		{
+			if (strcmp(((DefElem *) lfirst(lc))->defname, "tablespace") == 0)
+				name = ((AlterDatabaseStmt *) stmt)->dbname;
+		}
+	}
+	else if (IsA(stmt, CreatedbStmt))
+	{
+		ListCell   *lc;
+
+		foreach(lc, ((CreatedbStmt *) stmt)->options)
+		{
+			DefElem    *opt = lfirst(lc);
+
+			if (strcmp(opt->defname, "template") == 0 && opt->arg != NULL)
+				name = defGetString(opt);
+		}
+	}
+	return name != NULL ? get_database_oid(name, true) : InvalidOid;
+}
+
+static void
+block_database(Oid database, bool block)
+{
+	DatabaseShared *ds;
+	int			launcher;
+
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+	ds = resync_shmem_database(database, true);
+	if (ds != NULL)
+		ds->blocked = block;
+	launcher = ResyncShmem->launcher_pgprocno;
+	LWLockRelease(ResyncShmem->lock);
+	resync_shmem_wake(launcher);
+}
+
+/*
+ * Our workers of the database end; they come back when it is unblocked.  The
+ * command fails by itself if they do not end in time.
+ */
+static void
+stop_database(Oid database)
+{
+	TimestampTz start = GetCurrentTimestamp();
+
+	while (resync_shmem_signal_workers(database, SIGTERM) > 0 &&
+		   !TimestampDifferenceExceeds(start, GetCurrentTimestamp(), STOP_TIMEOUT_MS))
+	{
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 20,
+						 PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+/* Does a worker of ours live in the database, or could one start? */
+static bool
+database_is_used(Oid database)
+{
+	bool		used = false;
+
+	if (resync_shmem_signal_workers(database, 0) > 0)
+		return true;
+	LWLockAcquire(ResyncShmem->lock, LW_SHARED);
+	for (int i = 0; i < resync_max_mirrors && !used; i++)
+		used = ResyncShmem->mirrors[i].in_use &&
+			ResyncShmem->mirrors[i].database == database && ResyncShmem->mirrors[i].wanted;
+	LWLockRelease(ResyncShmem->lock);
+	return used;
+}
+
+/* ---- partitions and children ---- */
+
+/* A note for the streamer: "<oid> <what happened>". */
+static void
+note_ddl(Oid relid, const char *what)
+{
+	char	   *text;
+
+	if (!OidIsValid(relid) || wal_level < WAL_LEVEL_LOGICAL)
+		return;
+	text = psprintf("%u %s", relid, what);
+	LogLogicalMessage("resync", text, strlen(text), true);
+}
+
+static void
+note_alter_table(AlterTableStmt *stmt)
+{
+	ListCell   *lc;
+
+	foreach(lc, stmt->cmds)
+	{
+		AlterTableCmd *cmd = lfirst(lc);
+		Oid			parent = InvalidOid;
+		const char *what = NULL;
+
+		if (cmd->subtype == AT_AttachPartition || cmd->subtype == AT_DetachPartition)
+		{
+			parent = RangeVarGetRelid(stmt->relation, NoLock, true);
+			what = cmd->subtype == AT_AttachPartition ? "A partition was attached." :
+				"A partition was detached.";
+		}
+		else if (cmd->subtype == AT_AddInherit || cmd->subtype == AT_DropInherit)
+		{
+			parent = RangeVarGetRelid((RangeVar *) cmd->def, NoLock, true);
+			what = cmd->subtype == AT_AddInherit ? "A child table was added." :
+				"A child table was removed.";
+		}
+		if (what != NULL)
+			note_ddl(parent, what);
+	}
+}
+
+/*
+ * A table is dropped: if it has a parent, rows of the parent go without a
+ * change in WAL.
+ */
+static void
+note_drop_table(Oid relid)
+{
+	Relation	inherits;
+	SysScanDesc scan;
+	ScanKeyData key;
+	HeapTuple	tup;
+	Oid			parent = InvalidOid;
+
+	inherits = table_open(InheritsRelationId, AccessShareLock);
+	ScanKeyInit(&key, Anum_pg_inherits_inhrelid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(relid));
+	scan = systable_beginscan(inherits, InheritsRelidSeqnoIndexId, true, NULL, 1, &key);
+	while ((tup = systable_getnext(scan)) != NULL)
+		parent = ((Form_pg_inherits) GETSTRUCT(tup))->inhparent;
+	systable_endscan(scan);
+	table_close(inherits, AccessShareLock);
+	note_ddl(parent, "A partition or child table was dropped.");
+}
+
+/* ---- hooks ---- */
+
+static void
+call_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
+			 ProcessUtilityContext context, ParamListInfo params,
+			 QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
+{
+	if (prev_process_utility)
+		prev_process_utility(pstmt, query, read_only_tree, context, params, env, dest, qc);
+	else
+		standard_ProcessUtility(pstmt, query, read_only_tree, context, params, env, dest, qc);
+}
+
+static void
+process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
+				ProcessUtilityContext context, ParamListInfo params,
+				QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
+{
+	Node	   *stmt = pstmt->utilityStmt;
+	Oid			database = ResyncShmem != NULL ? database_of(stmt) : InvalidOid;
+
+	if (OidIsValid(database) && database != MyDatabaseId &&
+		pg_database_ownercheck(database, GetUserId()) && database_is_used(database))
+	{
+		block_database(database, true);
+		PG_TRY();
+		{
+			stop_database(database);
+			call_utility(pstmt, query, read_only_tree, context, params, env, dest, qc);
+		}
+		PG_FINALLY();
+		{
+			block_database(database, false);
+		}
+		PG_END_TRY();
+		return;
+	}
+
+	/* before it runs: its own new catalog rows must not matter */
+	call_utility(pstmt, query, read_only_tree, context, params, env, dest, qc);
+
+	if (ResyncShmem != NULL && IsA(stmt, AlterTableStmt) && database_is_used(MyDatabaseId))
+		note_alter_table((AlterTableStmt *) stmt);
+}
+
+static void
+object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, void *arg)
+{
+	if (prev_object_access)
+		prev_object_access(access, class_id, object_id, sub_id, arg);
+	if (access != OAT_DROP || ResyncShmem == NULL || sub_id != 0)
+		return;
+	if (class_id == ExtensionRelationId &&
+		object_id == get_extension_oid(RESYNC_EXTENSION, true))
+		resync_shmem_extension_drop_at_commit();
+	else if (class_id == RelationRelationId && database_is_used(MyDatabaseId))
+	{
+		char		kind = get_rel_relkind(object_id);
+
+		if (kind == RELKIND_RELATION || kind == RELKIND_PARTITIONED_TABLE)
+			note_drop_table(object_id);
+	}
+}
+
+void
+resync_hooks_install(void)
+{
+	prev_process_utility = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
+	prev_object_access = object_access_hook;
+	object_access_hook = object_access;
+}

@@ -1,0 +1,478 @@
+/*
+ * launcher.c
+ *		The launcher: one per server, connected to no database.  Probes each
+ *		database once for mirrors, keeps a coordinator for every active mirror,
+ *		backs off when one fails, and has slots without an owner removed.
+ *
+ * It starts when recovery is over, so on a standby it begins at promotion.  It
+ * never talks to a destination, and sleeps on its latch: the API wakes it at
+ * commit, workers wake it when they end.
+ *
+ * The probe, a short worker in one database, tells the launcher which mirrors
+ * there are, and drops slots of that database that no run claims.
+ */
+#include "postgres.h"
+
+#include "worker/worker.h"
+
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/catalog.h"
+#include "catalog/pg_database.h"
+#include "miscadmin.h"
+#include "net/retry.h"
+#include "pgstat.h"
+#include "postmaster/interrupt.h"
+#include "replication/slot.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "tcop/tcopprot.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#define RECHECK_INTERVAL_MS 60000
+#define START_TIMEOUT_MS 10000
+
+/* Coordinators that this launcher started and that have not reported yet. */
+typedef struct Starting
+{
+	MirrorShared *ms;
+	BackgroundWorkerHandle *handle;
+} Starting;
+
+static Starting *starting;		/* resync_max_mirrors entries */
+static Oid	probing = InvalidOid;
+static BackgroundWorkerHandle *probe_handle = NULL;
+
+void
+resync_launcher_register(void)
+{
+	BackgroundWorker worker;
+
+	memset(&worker, 0, sizeof(worker));
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = 1;
+	strlcpy(worker.bgw_library_name, "resync", sizeof(worker.bgw_library_name));
+	strlcpy(worker.bgw_function_name, "resync_launcher_main", sizeof(worker.bgw_function_name));
+	strlcpy(worker.bgw_name, "resync launcher", sizeof(worker.bgw_name));
+	strlcpy(worker.bgw_type, "resync launcher", sizeof(worker.bgw_type));
+	RegisterBackgroundWorker(&worker);
+}
+
+static void
+launcher_exit(int code, Datum arg)
+{
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+	ResyncShmem->launcher_pid = 0;
+	ResyncShmem->launcher_pgprocno = -1;
+	LWLockRelease(ResyncShmem->lock);
+}
+
+/* Every database that accepts connections is to be probed. */
+static void
+probe_all_databases(void)
+{
+	Relation	rel;
+	TableScanDesc scan;
+	HeapTuple	tup;
+
+	StartTransactionCommand();
+	(void) GetTransactionSnapshot();
+	rel = table_open(DatabaseRelationId, AccessShareLock);
+	scan = table_beginscan_catalog(rel, 0, NULL);
+	while ((tup = heap_getnext(scan, ForwardScanDirection)) != NULL)
+	{
+		Form_pg_database db = (Form_pg_database) GETSTRUCT(tup);
+		DatabaseShared *ds;
+
+		if (!db->datallowconn)
+			continue;
+		LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+		ds = resync_shmem_database(db->oid, true);
+		if (ds != NULL)
+			ds->probe = true;
+		LWLockRelease(ResyncShmem->lock);
+		if (ds == NULL)
+			elog(LOG, "resync knows %d databases and cannot watch more of them",
+				 RESYNC_MAX_DATABASES);
+	}
+	table_endscan(scan);
+	table_close(rel, AccessShareLock);
+	CommitTransactionCommand();
+}
+
+/*
+ * Databases where something of ours lives are looked at again: a wake may be
+ * lost (a crash between commit and latch), a slot may be left.
+ */
+static void
+recheck_databases(void)
+{
+	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < max_replication_slots; i++)
+	{
+		ReplicationSlot *slot = &ReplicationSlotCtl->replication_slots[i];
+		Oid			database;
+		int64		run;
+		DatabaseShared *ds;
+
+		if (!slot->in_use ||
+			!resync_worker_parse_slot_name(NameStr(slot->data.name), &database, &run) ||
+			database != slot->data.database)
+			continue;
+		ds = resync_shmem_database(database, true);
+		if (ds != NULL)
+			ds->probe = true;
+	}
+	for (int i = 0; i < resync_max_mirrors; i++)
+	{
+		MirrorShared *ms = &ResyncShmem->mirrors[i];
+		DatabaseShared *ds;
+
+		if (!ms->in_use || !ms->wanted)
+			continue;
+		ds = resync_shmem_database(ms->database, true);
+		if (ds != NULL)
+			ds->probe = true;
+	}
+	LWLockRelease(ResyncShmem->lock);
+	LWLockRelease(ReplicationSlotControlLock);
+}
+
+/* One probe at a time.  Returns ms until it should be called again, or -1. */
+static long
+run_probes(void)
+{
+	WorkerArgs	args;
+	pid_t		pid;
+
+	if (probe_handle != NULL)
+	{
+		if (GetBackgroundWorkerPid(probe_handle, &pid) != BGWH_STOPPED)
+			return -1;
+		pfree(probe_handle);
+		probe_handle = NULL;
+		probing = InvalidOid;
+	}
+	memset(&args, 0, sizeof(args));
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < RESYNC_MAX_DATABASES; i++)
+	{
+		DatabaseShared *ds = &ResyncShmem->databases[i];
+
+		if (ds->in_use && ds->probe && !ds->blocked)
+		{
+			args.database = ds->database;
+			ds->probe = false;
+			break;
+		}
+	}
+	LWLockRelease(ResyncShmem->lock);
+	if (!OidIsValid(args.database))
+		return -1;
+	probe_handle = resync_worker_start("resync_probe_main", "probe", &args);
+	if (probe_handle != NULL)
+	{
+		probing = args.database;
+		return -1;
+	}
+	/* no worker slot is free: later */
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+	{
+		DatabaseShared *ds = resync_shmem_database(args.database, false);
+
+		if (ds != NULL)
+			ds->probe = true;
+	}
+	LWLockRelease(ResyncShmem->lock);
+	return 1000;
+}
+
+/* A coordinator that was started: has it reported, or failed to? */
+static void
+check_starting(MirrorShared *ms, int i)
+{
+	pid_t		pid;
+	bool		failed;
+
+	if (!ms->starting)
+		return;
+	if (ms->pid != 0)
+		failed = false;
+	else if (starting[i].handle != NULL)
+	{
+		if (GetBackgroundWorkerPid(starting[i].handle, &pid) != BGWH_STOPPED)
+			return;
+		failed = true;
+	}
+	else
+	{
+		/* started by an earlier launcher */
+		if (!TimestampDifferenceExceeds(ms->started_at, GetCurrentTimestamp(), START_TIMEOUT_MS))
+			return;
+		failed = true;
+	}
+	if (starting[i].handle != NULL)
+		pfree(starting[i].handle);
+	starting[i].handle = NULL;
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+	ms->starting = false;
+	if (failed && ms->pid == 0 && ms->wanted && ms->not_before <= GetCurrentTimestamp())
+	{
+		ms->failures++;
+		ms->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													 resync_retry_delay(ms->failures));
+	}
+	LWLockRelease(ResyncShmem->lock);
+}
+
+/* Start what is wanted and missing.  Returns ms until the next one is due. */
+static long
+run_coordinators(void)
+{
+	long		nap = -1;
+
+	for (int i = 0; i < resync_max_mirrors; i++)
+	{
+		MirrorShared *ms = &ResyncShmem->mirrors[i];
+		WorkerArgs	args;
+		DatabaseShared *ds;
+		TimestampTz now = GetCurrentTimestamp();
+		long		wait = 0;
+
+		if (!ms->in_use)
+			continue;
+		check_starting(ms, i);
+
+		memset(&args, 0, sizeof(args));
+		LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+		ds = resync_shmem_database(ms->database, false);
+		if (resync_enabled && ms->wanted && ms->pid == 0 && !ms->starting &&
+			!(ds != NULL && ds->blocked))
+		{
+			if (ms->not_before <= now)
+			{
+				args.database = ms->database;
+				args.mirror = ms->mirror;
+				ms->starting = true;
+				ms->started_at = now;
+			}
+			else
+				wait = TimestampDifferenceMilliseconds(now, ms->not_before) + 1;
+		}
+		LWLockRelease(ResyncShmem->lock);
+		if (args.mirror != 0)
+		{
+			starting[i].ms = ms;
+			starting[i].handle = resync_worker_start("resync_coordinator_main", "coordinator",
+													 &args);
+			if (starting[i].handle == NULL)
+			{
+				ereport(LOG,
+						(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+						 errmsg("no background worker is free for mirror " INT64_FORMAT
+								" of database %u", args.mirror, args.database),
+						 errhint("You might need to increase \"%s\".", "max_worker_processes")));
+				LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+				ms->starting = false;
+				ms->failures++;
+				ms->not_before = TimestampTzPlusMilliseconds(now,
+															 resync_retry_delay(ms->failures));
+				LWLockRelease(ResyncShmem->lock);
+				wait = resync_retry_delay(ms->failures);
+			}
+			else
+				wait = START_TIMEOUT_MS;
+		}
+		if (wait > 0 && (nap < 0 || wait < nap))
+			nap = wait;
+	}
+	return nap;
+}
+
+/*
+ * DROP EXTENSION was committed: once the workers are gone, its slots go.  The
+ * launcher may drop a slot of any database.
+ */
+static long
+drop_slots_of_dropped(void)
+{
+	long		nap = -1;
+
+	for (int i = 0; i < RESYNC_MAX_DATABASES; i++)
+	{
+		DatabaseShared *ds = &ResyncShmem->databases[i];
+
+		if (!ds->in_use || !ds->dropped_extension)
+			continue;
+		if (resync_shmem_signal_workers(ds->database, SIGTERM) > 0)
+		{
+			nap = 100;
+			continue;
+		}
+		/* the probe looks whether the extension is really gone, and drops */
+		LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+		ds->dropped_extension = false;
+		ds->probe = true;
+		for (int j = 0; j < resync_max_mirrors; j++)
+		{
+			if (ResyncShmem->mirrors[j].in_use &&
+				ResyncShmem->mirrors[j].database == ds->database)
+				ResyncShmem->mirrors[j].wanted = false;
+		}
+		LWLockRelease(ResyncShmem->lock);
+	}
+	return nap;
+}
+
+/* resync.enabled = off: everything goes, and comes back with it. */
+static void
+stop_all(void)
+{
+	LWLockAcquire(ResyncShmem->lock, LW_SHARED);
+	for (int i = 0; i < resync_max_mirrors; i++)
+	{
+		MirrorShared *ms = &ResyncShmem->mirrors[i];
+
+		if (ms->in_use && ms->pid != 0)
+			kill(ms->pid, SIGTERM);
+	}
+	LWLockRelease(ResyncShmem->lock);
+}
+
+void
+resync_launcher_main(Datum arg)
+{
+	TimestampTz next_check;
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+
+	starting = MemoryContextAllocZero(TopMemoryContext, resync_max_mirrors * sizeof(Starting));
+	before_shmem_exit(launcher_exit, 0);
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+	ResyncShmem->launcher_pid = MyProcPid;
+	ResyncShmem->launcher_pgprocno = MyProc->pgprocno;
+	LWLockRelease(ResyncShmem->lock);
+
+	probe_all_databases();
+	next_check = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), RECHECK_INTERVAL_MS);
+	pgstat_report_activity(STATE_IDLE, NULL);
+
+	for (;;)
+	{
+		long		nap = RECHECK_INTERVAL_MS;
+		long		n;
+
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+		if (GetCurrentTimestamp() >= next_check)
+		{
+			recheck_databases();
+			next_check = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), RECHECK_INTERVAL_MS);
+		}
+		if (!resync_enabled)
+			stop_all();
+		if ((n = drop_slots_of_dropped()) >= 0)
+			nap = Min(nap, n);
+		if ((n = run_probes()) >= 0)
+			nap = Min(nap, n);
+		if ((n = run_coordinators()) >= 0)
+			nap = Min(nap, n);
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, nap,
+						 PG_WAIT_EXTENSION);
+	}
+}
+
+/* ---- the probe ---- */
+
+/*
+ * Drop slots of this database that no run claims.  With have_extension false
+ * none is claimed.
+ */
+static void
+drop_orphaned_slots(bool have_extension)
+{
+	char	  (*names)[NAMEDATALEN];
+	int			n = 0;
+
+	names = palloc(max_replication_slots * NAMEDATALEN);
+	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
+	for (int i = 0; i < max_replication_slots; i++)
+	{
+		ReplicationSlot *slot = &ReplicationSlotCtl->replication_slots[i];
+		Oid			database;
+		int64		run;
+
+		if (slot->in_use && slot->active_pid == 0 && slot->data.database == MyDatabaseId &&
+			resync_worker_parse_slot_name(NameStr(slot->data.name), &database, &run) &&
+			database == MyDatabaseId)
+			strlcpy(names[n++], NameStr(slot->data.name), NAMEDATALEN);
+	}
+	LWLockRelease(ReplicationSlotControlLock);
+
+	for (int i = 0; i < n; i++)
+	{
+		Oid			database;
+		int64		run;
+		bool		claimed = false;
+
+		(void) resync_worker_parse_slot_name(names[i], &database, &run);
+		if (have_extension)
+		{
+			RunRow	   *r;
+
+			resync_catalog_begin();
+			r = resync_catalog_run(run);
+			claimed = (r != NULL && r->phase != PHASE_ENDED);
+			resync_catalog_commit();
+		}
+		if (!claimed && resync_worker_drop_slot(names[i]))
+			ereport(LOG, (errmsg("dropped replication slot \"%s\", which belongs to no run",
+								 names[i])));
+	}
+}
+
+void
+resync_probe_main(Datum arg)
+{
+	WorkerArgs	args;
+	bool		exists;
+	int64	   *mirrors = NULL;
+	int			nmirrors = 0;
+	MemoryContext context;
+
+	memcpy(&args, MyBgworkerEntry->bgw_extra, sizeof(args));
+	resync_worker_init(&args, "probe");
+	context = AllocSetContextCreate(TopMemoryContext, "resync probe", ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(context);
+
+	resync_catalog_begin();
+	exists = resync_catalog_exists();
+	if (exists)
+	{
+		MemoryContext old = MemoryContextSwitchTo(context);
+
+		mirrors = resync_catalog_active_mirrors(&nmirrors);
+		MemoryContextSwitchTo(old);
+	}
+	resync_catalog_commit();
+	MemoryContextSwitchTo(context);
+
+	for (int i = 0; i < nmirrors; i++)
+		(void) resync_shmem_want_mirror(MyDatabaseId, mirrors[i], false);
+	drop_orphaned_slots(exists);
+	proc_exit(0);
+}

@@ -1,0 +1,208 @@
+/*
+ * peercall.c
+ *		Calls of user backends that connect to a destination.
+ *
+ * Called by peerdb_check_peer, peerdb_plan_resync and peerdb_compare, in the
+ * caller's transaction and backend.  The connection is made with the mapping of
+ * the mirror's owner (peerdb_check_peer: the caller's) and lives as long as the
+ * call: it is closed here, or by the reset callback of its memory context when
+ * an error is raised.  No lock is held but what the caller's transaction has.
+ */
+#include "postgres.h"
+
+#include "worker/peercall.h"
+
+#include "access/xact.h"
+#include "destination/destination.h"
+#include "miscadmin.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+
+#define APPNAME "resync call"
+
+void
+resync_peercall_require(const char *wrapper)
+{
+	(void) resync_destination_require(wrapper);
+}
+
+char *
+resync_peercall_version(Oid server, Oid user)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	MemoryContext context = AllocSetContextCreate(caller, "resync call", ALLOCSET_DEFAULT_SIZES);
+	const DestinationRoutine *routine;
+	ResyncPeer *peer;
+	Destination *dest;
+	char	   *version;
+
+	MemoryContextSwitchTo(context);
+	peer = resync_catalog_peer(server, user);
+	routine = resync_destination_require(peer->wrapper);
+	dest = routine->open(peer, NULL, APPNAME);
+	version = MemoryContextStrdup(caller, routine->version(dest));
+	routine->close(dest);
+	MemoryContextSwitchTo(caller);
+	MemoryContextDelete(context);
+	return version;
+}
+
+/* What identifies a mirror's run at its destination.  run may be 0. */
+static ResyncRunId *
+make_id(const MirrorRow *mirror, int64 run)
+{
+	ResyncRunId *id = palloc0(sizeof(ResyncRunId));
+
+	id->mirror = mirror->name;
+	id->token = mirror->token;
+	id->system_identifier = mirror->system_identifier;
+	id->database = mirror->database;
+	id->run = run;
+	id->options = resync_options_parse(mirror->options);
+	return id;
+}
+
+/* State of one resync_peercall_check. */
+typedef struct CheckState
+{
+	const DestinationRoutine *routine;
+	const ResyncPeer *peer;
+	const ResyncRunId *id;
+	bool		live_expected;
+	Destination *dest;
+	List	   *warnings;		/* of char * */
+	char	   *version;
+} CheckState;
+
+/* table NULL: connect only. */
+static void
+check_one(CheckState *state, ResyncTable *table)
+{
+	if (state->dest == NULL)
+	{
+		state->dest = state->routine->open(state->peer, state->id, APPNAME);
+		state->version = state->routine->version(state->dest);
+	}
+	if (table != NULL)
+	{
+		state->routine->map_columns(state->dest, table);
+		state->routine->check_table(state->dest, table, state->live_expected, &state->warnings);
+	}
+}
+
+/*
+ * check_one in a subtransaction: an error becomes the returned text, NULL for
+ * none, and the connection, which cannot be used after it, is closed.  Cancel
+ * and shutdown are errors of the call all the same.
+ */
+static char *
+try_check(CheckState *state, ResyncTable *table)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	char	   *volatile error = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		check_one(state, table);
+		ReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(context);
+		edata = CopyErrorData();
+		if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED ||
+			ERRCODE_TO_CATEGORY(edata->sqlerrcode) == ERRCODE_OPERATOR_INTERVENTION)
+			PG_RE_THROW();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		error = edata->detail != NULL ? psprintf("%s: %s", edata->message, edata->detail)
+			: pstrdup(edata->message);
+		if (state->dest != NULL)
+		{
+			state->routine->close(state->dest);
+			state->dest = NULL;
+		}
+	}
+	PG_END_TRY();
+	return error;
+}
+
+static void
+check_tables(CheckState *state, ResyncTable **tables, int ntables, PeerCallReport report, void *arg)
+{
+	for (int i = 0; i < ntables; i++)
+	{
+		char	   *check = psprintf("destination table %s%s%s",
+									 tables[i]->dest_schema ? tables[i]->dest_schema : "",
+									 tables[i]->dest_schema ? "." : "", tables[i]->dest_name);
+		char	   *error;
+		ListCell   *lc;
+
+		state->warnings = NIL;
+		error = try_check(state, tables[i]);
+		foreach(lc, state->warnings)
+			report(arg, check, "warning", lfirst(lc));
+		if (error != NULL)
+			report(arg, check, "error", error);
+		else if (state->warnings == NIL)
+			report(arg, check, "ok", "can be rebuilt");
+	}
+}
+
+void
+resync_peercall_check(const MirrorRow *mirror, ResyncTable **tables, int ntables,
+					  PeerCallReport report, void *arg)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	MemoryContext context = AllocSetContextCreate(caller, "resync call", ALLOCSET_DEFAULT_SIZES);
+	CheckState	state = {0};
+	char	   *error;
+
+	MemoryContextSwitchTo(context);
+	state.peer = resync_catalog_peer(mirror->server, mirror->owner);
+	state.routine = resync_destination_require(state.peer->wrapper);
+	state.id = make_id(mirror, mirror->newest_run);
+	state.live_expected = mirror->live_run != 0 || state.id->options->replace_existing;
+
+	error = try_check(&state, NULL);
+	if (error != NULL)
+		report(arg, "destination", "error", error);
+	else
+	{
+		report(arg, "destination", "ok", state.version);
+		check_tables(&state, tables, ntables, report, arg);
+	}
+	if (state.dest != NULL)
+		state.routine->close(state.dest);
+	MemoryContextSwitchTo(caller);
+	MemoryContextDelete(context);
+}
+
+void
+resync_peercall_count(const MirrorRow *mirror, ResyncTable **tables, int ntables, int64 *rows)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	MemoryContext context = AllocSetContextCreate(caller, "resync call", ALLOCSET_DEFAULT_SIZES);
+	const DestinationRoutine *routine;
+	ResyncPeer *peer;
+	Destination *dest;
+
+	MemoryContextSwitchTo(context);
+	peer = resync_catalog_peer(mirror->server, mirror->owner);
+	routine = resync_destination_require(peer->wrapper);
+	dest = routine->open(peer, make_id(mirror, mirror->live_run), APPNAME);
+	for (int i = 0; i < ntables; i++)
+		rows[i] = routine->count_rows(dest, tables[i], false, true);
+	routine->close(dest);
+	MemoryContextSwitchTo(caller);
+	MemoryContextDelete(context);
+}

@@ -1,0 +1,245 @@
+/*
+ * worker.c
+ *		What every background worker of ours does the same way: start with
+ *		pinned settings, read its run from the catalog, report its error, deal
+ *		with slots by name.
+ *
+ * A role or a database may have set anything (ALTER ROLE ... SET); a worker
+ * overrides whatever would change its results or stop it.
+ */
+#include "postgres.h"
+
+#include "worker/worker.h"
+
+#include "access/xact.h"
+#include "catalog/catalog.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/interrupt.h"
+#include "replication/slot.h"
+#include "storage/ipc.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+
+/* Set for every worker, whatever role and database say. */
+static const char *const pinned_settings[][2] = {
+	{"search_path", "pg_catalog"},
+	{"statement_timeout", "0"},
+	{"lock_timeout", "0"},
+	{"idle_in_transaction_session_timeout", "0"},
+	{"idle_session_timeout", "0"},
+	{"default_transaction_isolation", "read committed"},
+	{"default_transaction_read_only", "off"},
+	{"default_transaction_deferrable", "off"},
+	{"DateStyle", "ISO, MDY"},
+	{"IntervalStyle", "postgres"},
+	{"TimeZone", "UTC"},
+	{"bytea_output", "hex"},
+	{"extra_float_digits", "1"},
+	{"xmlbinary", "base64"},
+	{"xmloption", "content"},
+	{"lc_monetary", "C"},
+	{"lc_numeric", "C"},
+	{"lc_time", "C"},
+	{"quote_all_identifiers", "off"},
+	{"row_security", "off"},
+	{"synchronous_commit", "local"},
+	{"temp_file_limit", "-1"},
+	{"default_tablespace", ""},
+	{"temp_tablespaces", ""},
+	{"jit", "off"},
+};
+
+BackgroundWorkerHandle *
+resync_worker_start(const char *function, const char *role, const WorkerArgs *args)
+{
+	BackgroundWorker worker;
+	BackgroundWorkerHandle *handle = NULL;
+	MemoryContext old;
+
+	memset(&worker, 0, sizeof(worker));
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	worker.bgw_notify_pid = MyProcPid;
+	strlcpy(worker.bgw_library_name, "resync", sizeof(worker.bgw_library_name));
+	strlcpy(worker.bgw_function_name, function, sizeof(worker.bgw_function_name));
+	snprintf(worker.bgw_type, sizeof(worker.bgw_type), "resync %s", role);
+	if (args->run != 0)
+		snprintf(worker.bgw_name, sizeof(worker.bgw_name), "resync %s for run " INT64_FORMAT,
+				 role, args->run);
+	else
+		snprintf(worker.bgw_name, sizeof(worker.bgw_name), "resync %s for database %u",
+				 role, args->database);
+	memcpy(worker.bgw_extra, args, sizeof(WorkerArgs));
+
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
+		handle = NULL;
+	MemoryContextSwitchTo(old);
+	return handle;
+}
+
+void
+resync_worker_init(const WorkerArgs *args, const char *role)
+{
+	char		name[64];
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+
+	BackgroundWorkerInitializeConnectionByOid(args->database, InvalidOid, 0);
+	for (int i = 0; i < lengthof(pinned_settings); i++)
+		SetConfigOption(pinned_settings[i][0], pinned_settings[i][1],
+						PGC_SUSET, PGC_S_OVERRIDE);
+
+	/* send and receive functions must not convert */
+	SetConfigOption("client_encoding", GetDatabaseEncodingName(), PGC_SUSET, PGC_S_OVERRIDE);
+	snprintf(name, sizeof(name), "resync %s", role);
+	SetConfigOption("application_name", name, PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+/*
+ * Raises ERRCODE_UNDEFINED_OBJECT when the mirror or the run is gone.
+ */
+WorkerRun *
+resync_worker_load_run(int64 mirror, int64 run)
+{
+	WorkerRun  *wr = palloc0(sizeof(WorkerRun));
+	MirrorRow  *m;
+	RunRow	   *r;
+
+	m = resync_catalog_mirror(mirror);
+	r = m ? resync_catalog_run(run) : NULL;
+	if (r == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("run " INT64_FORMAT " does not exist", run)));
+	wr->owner = m->owner;
+	wr->options = resync_options_parse(r->options);
+	wr->id.mirror = m->name;
+	wr->id.token = m->token;
+	wr->id.system_identifier = m->system_identifier;
+	wr->id.database = m->database;
+	wr->id.run = run;
+	wr->id.options = wr->options;
+	wr->peer = resync_catalog_peer(m->server, m->owner);
+	wr->routine = resync_destination_require(wr->peer->wrapper);
+	wr->slot_name = palloc(NAMEDATALEN);
+	resync_worker_slot_name(wr->slot_name, m->database, run);
+	wr->tables = resync_catalog_run_tables(run, &wr->ntables);
+	return wr;
+}
+
+void
+resync_worker_report_error(ResyncErrorReport *report, const ErrorData *edata,
+						   const ResyncTable *table)
+{
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+	report->set = true;
+	report->sqlerrcode = edata->sqlerrcode;
+	strlcpy(report->message, edata->message ? edata->message : "", sizeof(report->message));
+	strlcpy(report->detail, edata->detail ? edata->detail : "", sizeof(report->detail));
+	strlcpy(report->hint, edata->hint ? edata->hint : "", sizeof(report->hint));
+	report->table[0] = '\0';
+	if (table != NULL)
+		snprintf(report->table, sizeof(report->table), "%s.%s", table->schema, table->name);
+	LWLockRelease(ResyncShmem->lock);
+}
+
+void
+resync_worker_activity(const char *fmt,...)
+{
+	char		buf[256];
+	va_list		args;
+
+	va_start(args, fmt);
+	vsnprintf(buf, sizeof(buf), fmt, args);
+	va_end(args);
+	pgstat_report_activity(STATE_RUNNING, buf);
+}
+
+/*
+ * For the rest of the process's life.  Catalog access of ours is over then:
+ * the owner has no rights there.
+ */
+void
+resync_worker_become(Oid owner)
+{
+	Assert(!IsTransactionState());
+	SetUserIdAndSecContext(owner, SECURITY_RESTRICTED_OPERATION);
+}
+
+/* ---- slots ---- */
+
+void
+resync_worker_slot_name(char *buf, Oid database, int64 run)
+{
+	snprintf(buf, NAMEDATALEN, "resync_%u_" INT64_FORMAT, database, run);
+}
+
+bool
+resync_worker_parse_slot_name(const char *name, Oid *database, int64 *run)
+{
+	char		check[NAMEDATALEN];
+	unsigned int db;
+	long long	r;
+
+	if (sscanf(name, "resync_%u_%lld", &db, &r) != 2)
+		return false;
+	*database = (Oid) db;
+	*run = (int64) r;
+	resync_worker_slot_name(check, *database, *run);
+	return strcmp(check, name) == 0;
+}
+
+/*
+ * Outside a transaction or in one; a slot in use is left alone.
+ */
+bool
+resync_worker_drop_slot(const char *name)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ReplicationSlot *slot;
+	pid_t		user = 0;
+	volatile bool gone;
+
+	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
+	slot = SearchNamedReplicationSlot(name, false);
+	if (slot != NULL)
+	{
+		SpinLockAcquire(&slot->mutex);
+		user = slot->active_pid;
+		SpinLockRelease(&slot->mutex);
+	}
+	LWLockRelease(ReplicationSlotControlLock);
+	if (slot == NULL)
+		return true;
+	if (user != 0)
+		return false;
+
+	/*
+	 * Somebody may take or drop it in between: both are raised as errors by
+	 * core, and the caller tries again later.
+	 */
+	PG_TRY();
+	{
+		ReplicationSlotDrop(name, true);
+		gone = true;
+	}
+	PG_CATCH();
+	{
+		int			code = geterrcode();
+
+		if (code != ERRCODE_OBJECT_IN_USE && code != ERRCODE_UNDEFINED_OBJECT)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+		gone = (code == ERRCODE_UNDEFINED_OBJECT);
+	}
+	PG_END_TRY();
+	return gone;
+}

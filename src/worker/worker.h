@@ -1,0 +1,96 @@
+/*
+ * worker.h
+ *		What all background workers share: arguments, start-up, error reports.
+ */
+#ifndef RESYNC_WORKER_H
+#define RESYNC_WORKER_H
+
+#include "resync.h"
+
+#include "destination/destination.h"
+#include "postmaster/bgworker.h"
+#include "worker/shmem.h"
+
+/* "stop what you do: the mirror's requests changed" (coordinator only) */
+#define RESYNC_ERRCODE_INTERRUPTED MAKE_SQLSTATE('R', 'S', '0', '0', '3')
+/* "this can only be mended by a resync": the run ends, its slot goes */
+#define RESYNC_ERRCODE_NEEDS_RESYNC MAKE_SQLSTATE('R', 'S', '0', '0', '4')
+/* "a table changed after the snapshot": the run starts over with a new slot */
+#define RESYNC_ERRCODE_TABLE_CHANGED MAKE_SQLSTATE('R', 'S', '0', '0', '5')
+
+/* Travels in bgw_extra. */
+typedef struct WorkerArgs
+{
+	Oid			database;
+	uint32		generation;		/* of the coordinator that started it */
+	int64		mirror;
+	int64		run;
+	int			index;			/* copier */
+} WorkerArgs;
+
+/*
+ * Start a worker.  function: exported main; role: for its name ("streamer").
+ * notify: wake the calling process when it starts and ends.  The handle is
+ * allocated in TopMemoryContext; NULL when no worker slot is free.
+ */
+extern BackgroundWorkerHandle *resync_worker_start(const char *function, const char *role,
+												   const WorkerArgs *args);
+
+/*
+ * First thing in every worker's main: signals, connection to the database as
+ * bootstrap superuser, pinned settings, application_name "resync <role>".
+ */
+extern void resync_worker_init(const WorkerArgs *args, const char *role);
+
+/* Everything of a run that its workers need, read in one transaction. */
+typedef struct WorkerRun
+{
+	ResyncRunId id;
+	ResyncOptions *options;
+	ResyncPeer *peer;
+	const DestinationRoutine *routine;
+	Oid			owner;
+	char	   *slot_name;
+	ResyncTable **tables;
+	int			ntables;
+} WorkerRun;
+
+/* In the current context; raises when mirror or run are gone. */
+extern WorkerRun *resync_worker_load_run(int64 mirror, int64 run);
+
+/* Put the error being handled (CopyErrorData'd) into a report. */
+extern void resync_worker_report_error(ResyncErrorReport *report, const ErrorData *edata,
+									   const ResyncTable *table);
+
+/* What pg_stat_activity shows. */
+extern void resync_worker_activity(const char *fmt,...) pg_attribute_printf(1, 2);
+
+/* Switch to the mirror's owner for everything that follows. */
+extern void resync_worker_become(Oid owner);
+
+/* Drop a slot if it is there and nobody uses it; true if it is gone now. */
+extern bool resync_worker_drop_slot(const char *name);
+
+/* Slot names: resync_<database>_<run>. */
+extern void resync_worker_slot_name(char *buf, Oid database, int64 run);
+extern bool resync_worker_parse_slot_name(const char *name, Oid *database, int64 *run);
+
+extern void resync_launcher_register(void);
+
+/* mains */
+extern PGDLLEXPORT void resync_launcher_main(Datum arg);
+extern PGDLLEXPORT void resync_probe_main(Datum arg);
+extern PGDLLEXPORT void resync_coordinator_main(Datum arg);
+extern PGDLLEXPORT void resync_streamer_main(Datum arg);
+extern PGDLLEXPORT void resync_copier_main(Datum arg);
+
+#ifdef RESYNC_DEBUG
+/* Test builds only: stop, fail or crash here when the file
+ * <data directory>/resync_debug/<name> says so. */
+extern void resync_debug_point(const char *name);
+#define RESYNC_DEBUG_POINT(name) resync_debug_point(name)
+#else
+#define RESYNC_DEBUG_POINT(name) ((void) 0)
+#endif
+
+#endif							/* RESYNC_WORKER_H */

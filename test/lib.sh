@@ -1,0 +1,82 @@
+# lib.sh: what run.sh and demo.sh share.  Sourced, not run.
+#
+# PostgreSQL finds its libraries and its share directory relative to the
+# directory its binary lies in.  make_server uses that: it makes a private copy
+# of the server (binaries copied, everything else symbolic links), into which
+# the extension is installed.  The machine's own server stays as it is.
+
+PGVER=${PGVER:-15}
+SYSTEM_PG_CONFIG=/usr/lib/postgresql/$PGVER/bin/pg_config
+
+# The user the servers run as: PostgreSQL refuses root.
+unprivileged_user() {
+	if id -u postgres >/dev/null 2>&1; then
+		echo postgres
+	else
+		echo nobody
+	fi
+}
+
+# copy_sources FROM TO: the work tree without build products.
+copy_sources() {
+	mkdir -p "$2"
+	tar -C "$1" --exclude=./.git --exclude='*.o' --exclude='*.so' --exclude='*.bc' \
+		--exclude=./tmp_check --exclude=./results -cf - . | tar -C "$2" -xf -
+}
+
+# make_server PREFIX: a private server; its pg_config is
+# $PREFIX/lib/postgresql/$PGVER/bin/pg_config.
+make_server() {
+	local prefix=$1
+	local lib=$prefix/lib/postgresql/$PGVER
+
+	mkdir -p "$lib" "$prefix/share/postgresql"
+	cp -a "/usr/lib/postgresql/$PGVER/bin" "$lib/bin"
+	cp -rs "/usr/lib/postgresql/$PGVER/lib" "$lib/lib"
+	cp -rs "/usr/share/postgresql/$PGVER" "$prefix/share/postgresql/$PGVER"
+	ln -s /usr/include "$prefix/include"
+	# an own copy of an installed resync would be written through
+	rm -f "$lib/lib/resync.so" "$prefix/share/postgresql/$PGVER/extension"/resync[.-]*
+	ln -s "$("$SYSTEM_PG_CONFIG" --libdir)" "$prefix/lib/$(basename "$("$SYSTEM_PG_CONFIG" --libdir)")"
+}
+
+# private_pg_config PREFIX
+private_pg_config() {
+	echo "$1/lib/postgresql/$PGVER/bin/pg_config"
+}
+
+# stop_clusters DIR: every server whose data directory lies below DIR, and
+# nothing else.
+stop_clusters() {
+	local file pid data waited
+
+	find "$1" -name postmaster.pid -type f 2>/dev/null | while read -r file; do
+		pid=$(head -n 1 "$file" 2>/dev/null || true)
+		data=$(dirname "$file")
+		case $pid in '' | *[!0-9]*) continue ;; esac
+		[ "$(readlink "/proc/$pid/cwd" 2>/dev/null)" = "$(readlink -f "$data")" ] || continue
+		kill -INT "$pid" 2>/dev/null || continue
+		waited=0
+		while kill -0 "$pid" 2>/dev/null; do
+			sleep 0.1
+			waited=$((waited + 1))
+			if [ $waited -eq 100 ]; then
+				kill -QUIT "$pid" 2>/dev/null || true
+			fi
+			[ $waited -lt 200 ] || break
+		done
+	done
+}
+
+# kill_started NAME VALUE: every process that has NAME=VALUE in the environment
+# it was started with.  VALUE is the temporary directory of this very call.
+kill_started() {
+	local environ pid
+	for environ in /proc/[0-9]*/environ; do
+		pid=${environ#/proc/}
+		pid=${pid%/environ}
+		if grep -qsz "^$1=$2\$" "$environ" 2>/dev/null; then
+			kill -TERM "$pid" 2>/dev/null || true
+		fi
+	done
+}

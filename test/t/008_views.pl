@@ -1,0 +1,163 @@
+# What one sees: views, filtered by permission, waiting functions, compare, plan.
+use strict;
+use warnings;
+
+use ResyncTest;
+use Test::More;
+
+my $t = ResyncTest->new;
+$t->src(<<'EOS');
+CREATE TABLE v1 (id int PRIMARY KEY, v text);
+INSERT INTO v1 SELECT i, repeat(md5(i::text), 10) FROM generate_series(1, 5000) i;
+CREATE TABLE v2 (id int PRIMARY KEY);
+ANALYZE v1;
+ANALYZE v2;
+EOS
+
+# ---- the columns are the contract
+my %columns = (
+	mirrors => 'mirror owner peer peer_type status phase run tables options rows_loaded rows_total_estimate progress eta rows_synced lag_bytes lag confirmed_lsn slot_name wal_status error error_at created_at status_since',
+	mirror_tables => 'mirror source_table destination_table status mapping rows_loaded rows_total_estimate partitions_done partitions_total load_started_at inserts updates deletes error',
+	runs => 'run mirror kind phase started_at finished_at snapshot_lsn rows_loaded bytes_sent outcome error',
+	partitions => 'run source_table partition first_block last_block status rows bytes attempts started_at finished_at',
+	batches => 'mirror batch first_lsn last_lsn rows started_at finished_at',
+	logs => 'id logged_at mirror run level phase source_table sqlstate message detail');
+foreach my $view (sort keys %columns)
+{
+	my %have = map { $_ => 1 } split /\n/,
+	  $t->src("SELECT attname FROM pg_attribute WHERE attrelid = 'peerdb.$view'::regclass AND attnum > 0");
+	my @missing = grep { !$have{$_} } split / /, $columns{$view};
+	is("@missing", '', "peerdb.$view has its columns");
+}
+like($t->src('SELECT peerdb_version()'), qr/^\d+\.\d+/, 'peerdb_version');
+like($t->src("SELECT peerdb_check_peer('dest')"), qr/15/, 'peerdb_check_peer returns the version');
+$t->src("CREATE SERVER nowhere FOREIGN DATA WRAPPER peerdb_postgres OPTIONS (host '/nowhere', dbname 'x'); CREATE USER MAPPING FOR CURRENT_USER SERVER nowhere OPTIONS (user 'x', password 'topsecret')");
+my $err = $t->refused("SELECT peerdb_check_peer('nowhere')", '08\w{3}', '', 'peerdb_check_peer of an unreachable peer');
+unlike($err, qr/topsecret/, 'no password in it');
+
+# ---- while loading
+my $release = $t->hold_phase('m', 'load', 'v1', sub {
+	$t->create_mirror('m', [ 'public.v1', 'public.v2' ], { snapshot_num_rows_per_partition => 500, snapshot_max_parallel_workers => 2 });
+});
+$t->src("ALTER SYSTEM SET resync.load_rate_limit = '50kB'");
+$t->src('SELECT pg_reload_conf()');
+is($t->status('m'), 'snapshot', 'loading is status snapshot');
+$t->until_true("SELECT rows_loaded BETWEEN 1 AND 4999 AND progress > 0 AND progress < 1 AND eta > '0' FROM peerdb.mirrors WHERE mirror = 'm'", 'rows, progress and eta of a load under way');
+is($t->src("SELECT rows_total_estimate BETWEEN 4000 AND 6000 FROM peerdb.mirrors WHERE mirror = 'm'"), 't', 'the estimate');
+$t->until_true("SELECT count(*) > 0 FROM peerdb.partitions WHERE status = 'loading' AND rows > 0", 'a partition under way counts');
+is($t->src("SELECT count(*) > 3 FROM peerdb.partitions WHERE source_table = 'public.v1'"), 't', 'the table is in partitions');
+is($t->src("SELECT partitions_total > 3 AND partitions_done < partitions_total FROM peerdb.mirror_tables WHERE source_table = 'public.v1'"), 't', 'partitions of the table');
+$t->until_true("SELECT count(*) > 0 FROM pg_stat_activity WHERE backend_type LIKE 'resync%' AND (query || application_name) ~ 'm.*v1'", 'pg_stat_activity shows mirror and table');
+is($t->src("SELECT active FROM pg_replication_slots WHERE slot_name = (SELECT slot_name FROM peerdb.mirrors WHERE mirror = 'm')"), 't', 'the slot is active while loading');
+my ($status, $out, $e) = $t->try("SELECT peerdb_wait_for_status('m', 'running', '0.3 s')");
+isnt($status, 0, 'peerdb_wait_for_status times out');
+is($t->src("SELECT peerdb_wait_for_status('m', 'setup', '10 s')"), 'snapshot', 'a later status satisfies an earlier one');
+$release->();
+$t->wait_status('m', 'running');
+
+# ---- running
+$t->src('INSERT INTO v2 SELECT generate_series(1, 10); UPDATE v1 SET v = 1 WHERE id <= 20; DELETE FROM v1 WHERE id > 4995');
+my $lsn = $t->src('SELECT pg_current_wal_insert_lsn()');
+like($t->src("SELECT peerdb_wait_for_lsn('m', '$lsn', '30 s')"), qr{^[0-9A-F]+/[0-9A-F]+$}, 'peerdb_wait_for_lsn of a given position');
+is($t->src("SELECT peerdb_wait_for_lsn('m') >= '$lsn'::pg_lsn"), 't', 'of all that is committed');
+($status, $out, $e) = $t->try("SELECT peerdb_wait_for_lsn('m', 'FFFF/0', '0.3 s')");
+isnt($status, 0, 'peerdb_wait_for_lsn times out');
+$t->until_true("SELECT inserts = 10 FROM peerdb.mirror_tables WHERE source_table = 'public.v2'", 'inserts');
+$t->until_true("SELECT updates = 20 AND deletes = 5 FROM peerdb.mirror_tables WHERE source_table = 'public.v1'", 'updates and deletes');
+is($t->src(<<'EOS'), 'm|dest|postgres|running|stream|2|t|t|t|t', 'peerdb.mirrors of a running mirror');
+SELECT mirror, peer, peer_type, status, phase, tables, error IS NULL, confirmed_lsn IS NOT NULL, wal_status = 'reserved', rows_loaded = 5000
+FROM peerdb.mirrors
+EOS
+is($t->src("SELECT count(*) FROM peerdb.mirrors WHERE slot_name IN (SELECT slot_name FROM pg_replication_slots WHERE plugin = 'pgoutput' AND slot_type = 'logical')"), '1', 'the slot is one of pgoutput');
+is($t->src(q{SELECT slot_name = format('resync_%s_%s', (SELECT oid FROM pg_database WHERE datname = current_database()), run) FROM peerdb.mirrors}), 't', 'with the name that is promised');
+is($t->src("SELECT sum(rows) FROM peerdb.partitions"), '5000', 'rows of the partitions');
+is($t->src("SELECT bool_and(status = 'done' AND attempts = 1 AND finished_at >= started_at) FROM peerdb.partitions"), 't', 'they are done');
+is($t->src("SELECT kind, outcome, rows_loaded, bytes_sent > 100000, snapshot_lsn IS NOT NULL, finished_at IS NOT NULL FROM peerdb.runs"), 'initial|done|5000|t|t|t', 'the run');
+$t->until_true("SELECT count(*) > 0 AND bool_and(last_lsn >= first_lsn AND finished_at >= started_at) FROM peerdb.batches", 'batches');
+is($t->src("SELECT count(*) > 0 FROM peerdb.logs WHERE mirror = 'm'"), 't', 'logs');
+is($t->src("SELECT count(*) FROM (SELECT to_jsonb(m) j FROM peerdb.mirrors m UNION ALL SELECT to_jsonb(x) FROM peerdb.mirror_tables x UNION ALL SELECT to_jsonb(p) FROM peerdb.partitions p) q, jsonb_each_text(j) WHERE value = '-1'"), '0', 'unknown is NULL, never -1');
+is($t->src("SELECT options->>'snapshot_max_parallel_workers', options->>'max_batch_size' FROM peerdb.mirrors"), '2|250000', 'effective options, defaults too');
+
+# ---- waiting
+$t->refused("BEGIN; INSERT INTO v2 VALUES (99); SELECT peerdb_wait_for_status('m')", '\w{5}', '', 'peerdb_wait_for_status in a transaction that has written');
+$t->refused("SELECT peerdb_wait_for_status('m', 'nonsense')", '22023', 'nonsense', 'an unknown status');
+
+# ---- compare
+is($t->src("SELECT * FROM peerdb_compare('m') ORDER BY 1"), "public.v1|public.v1|4995|4995|t\npublic.v2|public.v2|10|10|t", 'peerdb_compare');
+$t->dst('DELETE FROM v2 WHERE id = 3');
+is($t->src("SELECT source_rows, destination_rows, equal FROM peerdb_compare('m') WHERE source_table = 'public.v2'"), '10|9|f', 'peerdb_compare sees a difference');
+$t->dst('INSERT INTO v2 VALUES (3, false, now())');
+
+# ---- plan
+is($t->src("SELECT count(*) FROM peerdb_plan_resync('m') WHERE level = 'error'"), '0', 'peerdb_plan_resync: nothing in the way');
+is($t->src("SELECT count(*) >= 5 AND bool_and(level IN ('ok', 'warning', 'error') AND detail <> '') FROM peerdb_plan_resync('m')"), 't', 'its checks');
+is($t->src("SELECT count(*) FROM peerdb.runs"), '1', 'it changes nothing');
+$t->dst('CREATE TABLE v2_resync (mine int)');
+is($t->src("SELECT count(*) > 0 FROM peerdb_plan_resync('m') WHERE level = 'error' AND detail ~ 'v2_resync'"), 't', 'it names what is in the way');
+$t->resync('m');
+$t->until_true("SELECT outcome = 'refused' AND error ~ 'v2_resync' FROM peerdb.runs ORDER BY run DESC LIMIT 1", 'and so does the resync');
+$t->until_status('m', 'running', 'which is refused: the mirror goes on');
+$t->dst('DROP TABLE v2_resync');
+
+# ---- who sees, who may
+$t->src(<<'EOS');
+CREATE ROLE stranger LOGIN;
+CREATE ROLE monitor LOGIN IN ROLE pg_monitor;
+CREATE ROLE own LOGIN REPLICATION;
+CREATE ROLE friend LOGIN IN ROLE own;
+CREATE ROLE norepl LOGIN;
+CREATE TABLE owned (id int PRIMARY KEY, secret text);
+GRANT SELECT ON owned TO own, norepl;
+GRANT USAGE ON FOREIGN SERVER dest TO own, norepl;
+CREATE USER MAPPING FOR own SERVER dest OPTIONS (user 'destuser', password_required 'false');
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO own, norepl, friend;
+EOS
+$t->dst("CREATE ROLE destuser LOGIN; GRANT CREATE ON DATABASE postgres TO destuser; GRANT CREATE ON SCHEMA public TO destuser");
+sub as
+{
+	my ($role, $sql) = @_;
+	my ($status, $out, $err) = $t->try($sql, user => $role);
+	return $status == 0 ? $out : $err;
+}
+is(as('stranger', 'SELECT count(*) FROM peerdb.mirrors'), '0', 'a stranger sees no mirror');
+is(as('stranger', 'SELECT count(*) FROM peerdb.logs'), '0', 'nor logs');
+is(as('monitor', 'SELECT count(*) FROM peerdb.mirrors'), '1', 'a member of pg_read_all_stats does');
+like(as('stranger', "SELECT peerdb_resync('m')"), qr/42501/, 'a stranger may not call');
+like(as('own', "SELECT peerdb_resync('m')"), qr/42501/, 'nor may the owner of another mirror');
+like(as('monitor', 'SELECT * FROM peerdb._mirror'), qr/42501/, 'the catalog is closed');
+like(as('norepl', q{SELECT peerdb_create_mirror('n', 'dest', '["public.owned"]')}), qr/42501/, 'a mirror needs REPLICATION');
+like(as('own', q{SELECT peerdb_create_mirror('n', 'dest', '["public.v1"]')}), qr/42501/, 'and SELECT on its tables');
+like(as('own', q{SELECT peerdb_create_mirror('o', 'dest', '["public.owned"]')}), qr/^\d+/, 'own creates one');
+$t->wait_status('o', 'running', 'a mirror of a role that is no superuser');
+is(as('own', 'SELECT string_agg(mirror, \',\') FROM peerdb.mirrors'), 'o', 'its owner sees it, and only it');
+is(as('friend', 'SELECT string_agg(mirror, \',\') FROM peerdb.mirrors'), 'o', 'a member of the owner too');
+is($t->src("SELECT owner FROM peerdb.mirrors WHERE mirror = 'o'"), 'own', 'the owner');
+is(as('friend', "SELECT peerdb_pause_mirror('o')"), '', 'a member of the owner steers');
+$t->until_status('o', 'paused');
+$t->src('ALTER TABLE owned ENABLE ROW LEVEL SECURITY');
+as('own', "SELECT peerdb_resync('o')");
+$t->until_true("SELECT mirror IS NOT NULL AND error ~* 'row.*security' FROM peerdb.mirrors WHERE mirror = 'o'", 'row security is refused');
+$t->src('ALTER TABLE owned DISABLE ROW LEVEL SECURITY');
+
+# ---- options of servers
+$t->refused("CREATE SERVER bad FOREIGN DATA WRAPPER peerdb_postgres OPTIONS (hosst 'x')", 'HV00D', 'hosst', 'an unknown option of a server');
+$t->refused("CREATE SERVER bad FOREIGN DATA WRAPPER peerdb_postgres OPTIONS (password 'x')", 'HV00D', 'password', 'a password does not belong there');
+foreach my $wrapper (qw(peerdb_clickhouse peerdb_snowflake peerdb_bigquery))
+{
+	$t->src("CREATE SERVER s_$wrapper FOREIGN DATA WRAPPER $wrapper; CREATE USER MAPPING FOR CURRENT_USER SERVER s_$wrapper");
+	my (undef, undef, $e2) = $t->try("SELECT peerdb_create_mirror('x', 's_$wrapper', '[\"public.v1\"]')");
+	like($e2, qr/0A000/, "$wrapper: not available yet");
+}
+
+# no secret anywhere
+$t->src("ALTER USER MAPPING FOR CURRENT_USER SERVER dest OPTIONS (ADD password 'verysecret')");
+$t->resync('m');
+$t->wait_status('m', 'running');
+foreach my $node ($t->source, $t->dest)
+{
+	is($node->safe_psql('postgres', "SELECT count(*) FROM pg_stat_activity WHERE (query || application_name) ~ 'verysecret' AND pid <> pg_backend_pid()"), '0', 'no secret in pg_stat_activity of ' . $node->name);
+}
+is($t->src("SELECT count(*) FROM peerdb.logs l WHERE l::text ~ 'verysecret'"), '0', 'nor in the logs');
+
+$t->drop_all;
+done_testing();

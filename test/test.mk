@@ -1,0 +1,37 @@
+# test.mk: targets for people who work on resync; included by the Makefile.
+#
+# None of them touches the installed PostgreSQL: see test/README.md.  test and
+# demo work before PostgreSQL's development files are there (PGXS is empty
+# then), since they install them.
+
+ifeq ($(strip $(PGXS)),)
+.DEFAULT_GOAL := all
+.PHONY: all install installcheck
+all install installcheck:
+	@echo "pg_config not found: install postgresql-server-dev-15, or set PG_CONFIG" >&2; exit 1
+endif
+
+top = $(or $(srcdir),.)
+
+.PHONY: test demo test-long check-layers check-format format
+
+# Everything: installs what is missing (apt), builds, runs all tests.
+# TESTS="001_basic 003_resync" runs only these TAP tests; KEEP=1 leaves the
+# working directory behind.
+test:
+	@bash $(top)/test/run.sh
+
+demo:
+	@bash $(top)/test/demo.sh
+
+# There is nothing longer than `make test` yet.
+test-long: test
+
+check-layers:
+	@bash $(top)/test/check_layers.sh
+
+check-format:
+	@bash $(top)/test/check_format.sh
+
+format:
+	@find $(top)/src -name '*.[ch]' -exec clang-format -i --style=file {} +
