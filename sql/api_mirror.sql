@@ -237,6 +237,26 @@ SAVEPOINT s;
 SELECT peerdb_resync('nobody');
 ROLLBACK;
 
+-- a copy of the database: nothing goes but the row
+BEGIN;
+SET LOCAL client_min_messages = warning;
+SELECT peerdb_create_mirror('m', 'resync_pg', '["resync_m.a"]') IS NOT NULL AS created;
+UPDATE peerdb._mirror SET system_identifier = 1, owner_name = 'regress_resync_other';
+RESET client_min_messages;
+SELECT mirror, owner FROM peerdb.mirrors;
+SAVEPOINT s;
+SELECT peerdb_resync('m');
+ROLLBACK TO s;
+SELECT peerdb_drop_mirror('m', drop_destination => true);
+ROLLBACK TO s;
+SET LOCAL ROLE regress_resync_owner;
+SELECT peerdb_drop_mirror('m');
+ROLLBACK TO s;
+SET LOCAL ROLE regress_resync_other;
+SELECT peerdb_drop_mirror('m');
+SELECT count(*) FROM peerdb.mirrors;
+ROLLBACK;
+
 -- a hostile search_path changes nothing
 CREATE SCHEMA resync_evil;
 CREATE FUNCTION resync_evil.eq(text, text) RETURNS boolean LANGUAGE sql AS 'SELECT true';

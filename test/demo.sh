@@ -251,7 +251,7 @@ if [ "${KEEP:-0}" = 1 ]; then
 	say "stop them:   for c in source dest; do $bin/pg_ctl -D $work/\$c stop; done; rm -rf $work   (as user $(id -un))"
 else
 	step "dropping the mirror, stopping both servers"
-	src -c "SELECT peerdb_drop_mirror('m')"
+	src -c "SELECT peerdb_drop_mirror('m')" >/dev/null
 	for ((i = 0; i < 300; i++)); do
 		left=$(src -c "SELECT (SELECT count(*) FROM peerdb.mirrors) + (SELECT count(*) FROM pg_replication_slots)")
 		[ "$left" -ne 0 ] || break

@@ -11,7 +11,9 @@
 #include "api/api.h"
 
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/pg_authid.h"
+#include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -33,7 +35,7 @@ static bool change_callback_registered = false;
 static char *
 preload_line(void)
 {
-	const char *current = NULL;
+	const char	  *current = NULL;
 	StringInfoData line;
 
 	initStringInfo(&line);
@@ -77,10 +79,9 @@ change_xact_callback(XactEvent event, void *arg)
 	{
 		case XACT_EVENT_PRE_PREPARE:
 			if (change_made)
-				ereport(ERROR,
-						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						 errmsg("cannot PREPARE a transaction that has changed a mirror"),
-						 errhint("Use COMMIT.")));
+				ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+								errmsg("cannot PREPARE a transaction that has changed a mirror"),
+								errhint("Use COMMIT.")));
 			break;
 		case XACT_EVENT_COMMIT:
 		case XACT_EVENT_ABORT:
@@ -108,9 +109,8 @@ void
 resync_api_not_null(FunctionCallInfo fcinfo, int arg, const char *name)
 {
 	if (PG_ARGISNULL(arg))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("argument \"%s\" must not be null", name)));
+		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+						errmsg("argument \"%s\" must not be null", name)));
 }
 
 char *
@@ -145,19 +145,41 @@ resync_api_may_steer(Oid owner)
 bool
 resync_api_may_see(Oid owner)
 {
-	return resync_api_may_steer(owner) ||
-		is_member_of_role(GetUserId(), ROLE_PG_READ_ALL_STATS);
+	return resync_api_may_steer(owner) || is_member_of_role(GetUserId(), ROLE_PG_READ_ALL_STATS);
+}
+
+bool
+resync_api_is_copy(const MirrorRow *mirror)
+{
+	return mirror->system_identifier != GetSystemIdentifier() || mirror->database != MyDatabaseId;
+}
+
+/* In a copy OIDs of roles mean nothing: the role of the same name owns it. */
+static Oid
+owner_in_copy(int64 mirror)
+{
+	Oid	 owner;
+	bool isnull;
+
+	resync_catalog_exec("SELECT peerdb._owner(owner, owner_name, system_identifier, database_oid)"
+						" FROM peerdb._mirror WHERE id = $1",
+						SPI_OK_SELECT, 1, INT8OID, Int64GetDatum(mirror), false);
+	owner = DatumGetObjectId(
+		SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	resync_catalog_finish();
+	return owner;
 }
 
 static MirrorRow *
 mirror_by_name(const char *name, bool for_update)
 {
-	MirrorRow  *mirror = resync_catalog_mirror_by_name(name, for_update);
+	MirrorRow *mirror = resync_catalog_mirror_by_name(name, for_update);
 
 	if (mirror == NULL)
 		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("mirror \"%s\" does not exist", name)));
+				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("mirror \"%s\" does not exist", name)));
+	if (resync_api_is_copy(mirror))
+		mirror->owner = owner_in_copy(mirror->id);
 	return mirror;
 }
 
@@ -165,8 +187,7 @@ static void
 refuse_stranger(const char *name)
 {
 	ereport(ERROR,
-			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-			 errmsg("must be owner of mirror %s", name)));
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE), errmsg("must be owner of mirror %s", name)));
 }
 
 /*
@@ -175,9 +196,9 @@ refuse_stranger(const char *name)
  * made anew meanwhile.
  */
 MirrorRow *
-resync_api_lock_mirror(const char *name)
+resync_api_lock_mirror_or_copy(const char *name)
 {
-	MirrorRow  *mirror = mirror_by_name(name, false);
+	MirrorRow *mirror = mirror_by_name(name, false);
 
 	if (!resync_api_may_steer(mirror->owner))
 		refuse_stranger(name);
@@ -188,9 +209,23 @@ resync_api_lock_mirror(const char *name)
 }
 
 MirrorRow *
+resync_api_lock_mirror(const char *name)
+{
+	MirrorRow *mirror = resync_api_lock_mirror_or_copy(name);
+
+	if (resync_api_is_copy(mirror))
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("mirror \"%s\" belongs to another database, of which this one is a copy", name),
+			 errhint("Forget it here: SELECT peerdb_drop_mirror('%s');", name)));
+	return mirror;
+}
+
+MirrorRow *
 resync_api_find_mirror(const char *name)
 {
-	MirrorRow  *mirror = mirror_by_name(name, false);
+	MirrorRow *mirror = mirror_by_name(name, false);
 
 	if (!resync_api_may_see(mirror->owner))
 		refuse_stranger(name);
@@ -200,14 +235,14 @@ resync_api_find_mirror(const char *name)
 bool
 resync_api_run_is_on(const RunRow *run)
 {
-	return run != NULL && run->outcome == NULL &&
-		run->phase != PHASE_STREAM && run->phase != PHASE_ENDED;
+	return run != NULL && run->outcome == NULL && run->phase != PHASE_STREAM &&
+		   run->phase != PHASE_ENDED;
 }
 
 char *
 resync_api_copy_value(MemoryContext context, int row, int column)
 {
-	char	   *value = SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column);
+	char *value = SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column);
 
 	return value == NULL ? NULL : MemoryContextStrdup(context, value);
 }

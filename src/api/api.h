@@ -28,18 +28,23 @@ extern void resync_api_require_preload(void);
 extern void resync_api_begin_change(void);
 
 /* Arguments by position; a NULL raises 22004 with the argument's name. */
-extern void resync_api_not_null(FunctionCallInfo fcinfo, int arg, const char *name);
-extern char *resync_api_text(FunctionCallInfo fcinfo, int arg, const char *name);
+extern void	  resync_api_not_null(FunctionCallInfo fcinfo, int arg, const char *name);
+extern char	 *resync_api_text(FunctionCallInfo fcinfo, int arg, const char *name);
 extern Jsonb *resync_api_jsonb(FunctionCallInfo fcinfo, int arg, const char *name);
-extern bool resync_api_bool(FunctionCallInfo fcinfo, int arg, const char *name);
+extern bool	  resync_api_bool(FunctionCallInfo fcinfo, int arg, const char *name);
 
 /*
  * A mirror by name; 42704 when there is none.  lock: row lock held to the
- * transaction's end, so that callers serialize; only for those who may steer.
- * find: for those who may see.
+ * transaction's end, so that callers serialize; only for those who may steer;
+ * 55000 when the row came here with a copy of its database.  lock_or_copy: the
+ * same, but for copies too.  find: for those who may see.
  */
+extern MirrorRow *resync_api_lock_mirror_or_copy(const char *name);
 extern MirrorRow *resync_api_lock_mirror(const char *name);
 extern MirrorRow *resync_api_find_mirror(const char *name);
+
+/* Does the mirror belong to another database, of which this is a copy? */
+extern bool resync_api_is_copy(const MirrorRow *mirror);
 
 extern bool resync_api_may_steer(Oid owner);
 extern bool resync_api_may_see(Oid owner);
@@ -86,4 +91,4 @@ extern XLogRecPtr resync_api_current_lsn(void);
  */
 extern void resync_api_wait_for_lsn(const char *mirror, XLogRecPtr lsn, TimestampTz deadline);
 
-#endif							/* RESYNC_API_H */
+#endif /* RESYNC_API_H */

@@ -24,44 +24,46 @@ void
 resync_api_check_server(void)
 {
 	if (RecoveryInProgress())
-		ereport(ERROR,
-				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
-				 errmsg("mirrors cannot be changed on a standby"),
-				 errhint("Connect to the primary server.")));
+		ereport(ERROR, (errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+						errmsg("mirrors cannot be changed on a standby"),
+						errhint("Connect to the primary server.")));
 	if (wal_level < WAL_LEVEL_LOGICAL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("mirrors need \"wal_level\" to be \"logical\""),
 				 errhint("Set wal_level = logical in postgresql.conf and restart the server.")));
 	if (max_replication_slots <= 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("mirrors need \"max_replication_slots\" to be greater than 0"),
-				 errhint("Set max_replication_slots in postgresql.conf, one per mirror or more, and restart the server.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("mirrors need \"max_replication_slots\" to be greater than 0"),
+			 errhint(
+				 "Set max_replication_slots in postgresql.conf, one per mirror or more, and restart the server.")));
 #if PG_VERSION_NUM < 170000
 	if (old_snapshot_threshold >= 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("mirrors need \"old_snapshot_threshold\" to be -1"),
-				 errdetail("A long load would end with \"snapshot too old\"."),
-				 errhint("Set old_snapshot_threshold = -1 in postgresql.conf and restart the server.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("mirrors need \"old_snapshot_threshold\" to be -1"),
+			 errdetail("A long load would end with \"snapshot too old\"."),
+			 errhint(
+				 "Set old_snapshot_threshold = -1 in postgresql.conf and restart the server.")));
 #endif
 }
 
 void
 resync_api_check_role(Oid owner)
 {
-	HeapTuple	tup;
+	HeapTuple	   tup;
 	Form_pg_authid role;
-	bool		may_login;
-	bool		may_replicate;
-	char	   *name;
+	bool		   may_login;
+	bool		   may_replicate;
+	char		  *name;
 
 	tup = SearchSysCache1(AUTHOID, ObjectIdGetDatum(owner));
 	if (!HeapTupleIsValid(tup))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("the mirror's owner does not exist any more")));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+						errmsg("the mirror's owner does not exist any more")));
 	role = (Form_pg_authid) GETSTRUCT(tup);
 	may_login = role->rolcanlogin;
 	may_replicate = role->rolsuper || role->rolreplication;
@@ -69,24 +71,22 @@ resync_api_check_role(Oid owner)
 	ReleaseSysCache(tup);
 
 	if (!may_replicate)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied to own a mirror"),
-				 errdetail("Role \"%s\" does not have the REPLICATION attribute.", name),
-				 errhint("ALTER ROLE %s REPLICATION;", quote_identifier(name))));
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("permission denied to own a mirror"),
+						errdetail("Role \"%s\" does not have the REPLICATION attribute.", name),
+						errhint("ALTER ROLE %s REPLICATION;", quote_identifier(name))));
 	if (!may_login)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied to own a mirror"),
-				 errdetail("Role \"%s\" does not have the LOGIN attribute.", name),
-				 errhint("ALTER ROLE %s LOGIN;", quote_identifier(name))));
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("permission denied to own a mirror"),
+						errdetail("Role \"%s\" does not have the LOGIN attribute.", name),
+						errhint("ALTER ROLE %s LOGIN;", quote_identifier(name))));
 }
 
 ResyncTable **
 resync_api_check_tables(const MirrorRow *mirror, Oid owner, int *ntables)
 {
 	ResyncOptions *options = resync_options_parse(mirror->options);
-	ResyncTable **tables;
+	ResyncTable	 **tables;
 
 	tables = resync_catalog_resolve_tables(mirror->id, 0, options, ntables);
 	for (int i = 0; i < *ntables; i++)

@@ -29,17 +29,16 @@ PG_FUNCTION_INFO_V1(peerdb_compare);
 Datum
 peerdb_check_peer(PG_FUNCTION_ARGS)
 {
-	ForeignServer *server;
+	ForeignServer	   *server;
 	ForeignDataWrapper *fdw;
 
 	resync_api_require_preload();
 	server = GetForeignServerByName(resync_api_text(fcinfo, 0, "peer"), false);
 	fdw = GetForeignDataWrapper(server->fdwid);
 	if (resync_catalog_peer_type(fdw->fdwname) == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("server \"%s\" is not a peer", server->servername),
-				 errdetail("Its foreign-data wrapper is \"%s\".", fdw->fdwname)));
+		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
+						errmsg("server \"%s\" is not a peer", server->servername),
+						errdetail("Its foreign-data wrapper is \"%s\".", fdw->fdwname)));
 	PG_RETURN_TEXT_P(cstring_to_text(resync_peercall_version(server->serverid, GetUserId())));
 }
 
@@ -50,17 +49,17 @@ peerdb_check_peer(PG_FUNCTION_ARGS)
 static int64
 count_source(const ResyncTable *table, Oid owner)
 {
-	Oid			save_user;
-	int			save_context;
-	int			guc_level;
-	int64		rows;
-	bool		isnull;
-	char	   *sql = psprintf("SELECT pg_catalog.count(*) FROM %s",
-							   quote_qualified_identifier(table->schema, table->name));
+	Oid	  save_user;
+	int	  save_context;
+	int	  guc_level;
+	int64 rows;
+	bool  isnull;
+	char *sql = psprintf("SELECT pg_catalog.count(*) FROM %s",
+						 quote_qualified_identifier(table->schema, table->name));
 
 	GetUserIdAndSecContext(&save_user, &save_context);
 	SetUserIdAndSecContext(owner, save_context | SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_RESTRICTED_OPERATION);
+									  SECURITY_RESTRICTED_OPERATION);
 	guc_level = NewGUCNestLevel();
 	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
@@ -82,31 +81,30 @@ Datum
 peerdb_compare(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	char	   *name;
-	MirrorRow  *mirror;
-	ResyncTable **tables;
-	int			ntables;
-	int64	   *source;
-	int64	   *destination;
+	char		  *name;
+	MirrorRow	  *mirror;
+	ResyncTable	 **tables;
+	int			   ntables;
+	int64		  *source;
+	int64		  *destination;
 
 	resync_api_require_preload();
 	name = resync_api_text(fcinfo, 0, "mirror");
 	mirror = resync_api_find_mirror(name);
 	if (!resync_api_may_steer(mirror->owner))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("must be owner of mirror %s", name)));
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("must be owner of mirror %s", name)));
 	InitMaterializedSRF(fcinfo, 0);
 
 	/* a completed mirror holds its snapshot, and nothing is coming */
 	if (strcmp(mirror->status, "completed") != 0)
-		resync_api_wait_for_lsn(name, resync_api_current_lsn(),
-								TimestampTzPlusMilliseconds(GetCurrentTimestamp(), COMPARE_WAIT_MS));
+		resync_api_wait_for_lsn(
+			name, resync_api_current_lsn(),
+			TimestampTzPlusMilliseconds(GetCurrentTimestamp(), COMPARE_WAIT_MS));
 	mirror = resync_api_find_mirror(name);
 	if (mirror->live_run == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("mirror \"%s\" has no live tables yet", name)));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("mirror \"%s\" has no live tables yet", name)));
 	tables = resync_catalog_run_tables(mirror->live_run, &ntables);
 
 	source = palloc(sizeof(int64) * Max(ntables, 1));
@@ -117,12 +115,12 @@ peerdb_compare(PG_FUNCTION_ARGS)
 
 	for (int i = 0; i < ntables; i++)
 	{
-		Datum		values[5];
-		bool		nulls[5] = {0};
+		Datum values[5];
+		bool  nulls[5] = {0};
 
 		values[0] = CStringGetTextDatum(resync_tables_display(tables[i]->schema, tables[i]->name));
-		values[1] = CStringGetTextDatum(resync_tables_display(tables[i]->dest_schema,
-															  tables[i]->dest_name));
+		values[1] = CStringGetTextDatum(
+			resync_tables_display(tables[i]->dest_schema, tables[i]->dest_name));
 		values[2] = Int64GetDatum(source[i]);
 		values[3] = Int64GetDatum(destination[i]);
 		values[4] = BoolGetDatum(source[i] == destination[i]);

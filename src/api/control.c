@@ -26,29 +26,23 @@ PG_FUNCTION_INFO_V1(peerdb_add_tables);
 PG_FUNCTION_INFO_V1(peerdb_remove_tables);
 
 /* Options that are fixed when a run makes its destination tables. */
-static const char *const fixed_keys[] = {
-	"soft_delete",
-	"soft_delete_col_name",
-	"synced_at_col_name",
-	"disable_peerdb_columns",
-	NULL
-};
+static const char *const fixed_keys[] = {"soft_delete", "soft_delete_col_name",
+										 "synced_at_col_name", "disable_peerdb_columns", NULL};
 
 static void
 refuse_when_dropped(const MirrorRow *mirror)
 {
 	if (mirror->want_drop != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("mirror \"%s\" is being dropped", mirror->name)));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("mirror \"%s\" is being dropped", mirror->name)));
 }
 
 /* Number of tables of the run that were swapped already. */
 static int64
 count_swapped(int64 run)
 {
-	int64		n;
-	bool		isnull;
+	int64 n;
+	bool  isnull;
 
 	resync_catalog_exec("SELECT pg_catalog.count(*) FROM peerdb._run_table"
 						" WHERE run = $1 AND state = 's'",
@@ -62,9 +56,9 @@ count_swapped(int64 run)
 Datum
 peerdb_cancel_resync(PG_FUNCTION_ARGS)
 {
-	char	   *name;
-	MirrorRow  *mirror;
-	RunRow	   *run = NULL;
+	char	  *name;
+	MirrorRow *mirror;
+	RunRow	  *run = NULL;
 
 	resync_api_begin_change();
 	name = resync_api_text(fcinfo, 0, "mirror");
@@ -73,16 +67,14 @@ peerdb_cancel_resync(PG_FUNCTION_ARGS)
 	if (mirror->newest_run != 0)
 		run = resync_catalog_run(mirror->newest_run);
 	if (!resync_api_run_is_on(run))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("no resync of mirror \"%s\" is on", name)));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("no resync of mirror \"%s\" is on", name)));
 	if (run->phase == PHASE_SWAP && count_swapped(run->run) > 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the resync of mirror \"%s\" can no longer be cancelled", name),
-				 errdetail("Tables of run " INT64_FORMAT " serve already.", run->run)));
-	resync_api_exec("UPDATE peerdb._mirror SET want_cancel = true WHERE id = $1",
-					SPI_OK_UPDATE, 1, INT8OID, Int64GetDatum(mirror->id), false);
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("the resync of mirror \"%s\" can no longer be cancelled", name),
+						errdetail("Tables of run " INT64_FORMAT " serve already.", run->run)));
+	resync_api_exec("UPDATE peerdb._mirror SET want_cancel = true WHERE id = $1", SPI_OK_UPDATE, 1,
+					INT8OID, Int64GetDatum(mirror->id), false);
 	resync_shmem_wake_at_commit(mirror->id);
 	PG_RETURN_VOID();
 }
@@ -91,8 +83,8 @@ peerdb_cancel_resync(PG_FUNCTION_ARGS)
 Datum
 peerdb_pause_mirror(PG_FUNCTION_ARGS)
 {
-	char	   *name;
-	MirrorRow  *mirror;
+	char	  *name;
+	MirrorRow *mirror;
 
 	resync_api_begin_change();
 	name = resync_api_text(fcinfo, 0, "mirror");
@@ -120,7 +112,7 @@ peerdb_pause_mirror(PG_FUNCTION_ARGS)
 static RunRow *
 run_to_resume(const MirrorRow *mirror)
 {
-	RunRow	   *run = mirror->newest_run == 0 ? NULL : resync_catalog_run(mirror->newest_run);
+	RunRow *run = mirror->newest_run == 0 ? NULL : resync_catalog_run(mirror->newest_run);
 
 	if (run != NULL && run->phase != PHASE_ENDED &&
 		(run->outcome == NULL || strcmp(run->outcome, "failed") == 0 ||
@@ -134,21 +126,20 @@ run_to_resume(const MirrorRow *mirror)
 static void
 check_slot(const MirrorRow *mirror, const RunRow *run)
 {
-	bool		usable;
+	bool usable;
 
 	if (run->slot_name == NULL || run->phase < PHASE_CREATE_TABLES)
 		return;
-	usable = resync_catalog_exec("SELECT FROM pg_catalog.pg_replication_slots"
-								 " WHERE slot_name = $1::name AND wal_status IS DISTINCT FROM 'lost'",
-								 SPI_OK_SELECT, 1,
-								 TEXTOID, CStringGetTextDatum(run->slot_name), false) > 0;
+	usable = resync_catalog_exec(
+				 "SELECT FROM pg_catalog.pg_replication_slots"
+				 " WHERE slot_name = $1::name AND wal_status IS DISTINCT FROM 'lost'",
+				 SPI_OK_SELECT, 1, TEXTOID, CStringGetTextDatum(run->slot_name), false) > 0;
 	resync_catalog_finish();
 	if (!usable)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("mirror \"%s\" cannot go on: its replication slot \"%s\" is lost",
-						mirror->name, run->slot_name),
-				 errhint("Rebuild the mirror: SELECT peerdb_resync('%s');", mirror->name)));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("mirror \"%s\" cannot go on: its replication slot \"%s\" is lost",
+							   mirror->name, run->slot_name),
+						errhint("Rebuild the mirror: SELECT peerdb_resync('%s');", mirror->name)));
 }
 
 static const char *
@@ -163,17 +154,16 @@ status_of_phase(RunPhase phase)
 Datum
 peerdb_resume_mirror(PG_FUNCTION_ARGS)
 {
-	char	   *name;
-	MirrorRow  *mirror;
-	RunRow	   *run;
+	char	  *name;
+	MirrorRow *mirror;
+	RunRow	  *run;
 
 	resync_api_begin_change();
 	name = resync_api_text(fcinfo, 0, "mirror");
 	if (resync_api_bool(fcinfo, 1, "adopt"))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("adopting a mirror is not available yet"),
-				 errhint("Drop the mirror in this database, and create it anew.")));
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("adopting a mirror is not available yet"),
+						errhint("Drop the mirror in this database, and create it anew.")));
 	mirror = resync_api_lock_mirror(name);
 	refuse_when_dropped(mirror);
 	if (!mirror->want_pause && strcmp(mirror->status, "failed") != 0 &&
@@ -182,10 +172,9 @@ peerdb_resume_mirror(PG_FUNCTION_ARGS)
 
 	run = run_to_resume(mirror);
 	if (run == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("mirror \"%s\" has no run to go on with", name),
-				 errhint("Rebuild the mirror: SELECT peerdb_resync('%s');", name)));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("mirror \"%s\" has no run to go on with", name),
+						errhint("Rebuild the mirror: SELECT peerdb_resync('%s');", name)));
 	check_slot(mirror, run);
 	resync_api_exec("UPDATE peerdb._run SET crashes = 0, step = NULL,"
 					" outcome = CASE WHEN outcome = 'failed' THEN NULL ELSE outcome END,"
@@ -195,21 +184,43 @@ peerdb_resume_mirror(PG_FUNCTION_ARGS)
 	resync_api_exec("UPDATE peerdb._mirror SET want_pause = false, status = $2,"
 					" status_since = pg_catalog.clock_timestamp(),"
 					" error = NULL, error_sqlstate = NULL, error_at = NULL WHERE id = $1",
-					SPI_OK_UPDATE, 2,
-					INT8OID, Int64GetDatum(mirror->id), false,
-					TEXTOID, CStringGetTextDatum(status_of_phase(run->phase)), false);
+					SPI_OK_UPDATE, 2, INT8OID, Int64GetDatum(mirror->id), false, TEXTOID,
+					CStringGetTextDatum(status_of_phase(run->phase)), false);
 	resync_shmem_wake_at_commit(mirror->id);
 	PG_RETURN_VOID();
+}
+
+/*
+ * The mirror's row came here with a copy of its database: only the row goes.
+ * Slot and destination belong to the original (rule 9).
+ */
+static void
+forget_copy(const MirrorRow *mirror, bool drop_destination)
+{
+	if (drop_destination)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg(
+				 "the destination of mirror \"%s\" belongs to another database, of which this one is a copy",
+				 mirror->name),
+			 errhint("Forget the mirror here, without drop_destination.")));
+	resync_catalog_delete_mirror(mirror->id);
+	ereport(
+		NOTICE,
+		(errmsg("mirror \"%s\" is forgotten in this database", mirror->name),
+		 errdetail(
+			 "It belongs to another database, of which this one is a copy; nothing else was touched.")));
 }
 
 /* peerdb_drop_mirror(mirror, if_exists, drop_destination) */
 Datum
 peerdb_drop_mirror(PG_FUNCTION_ARGS)
 {
-	char	   *name;
-	bool		if_exists;
-	bool		drop_destination;
-	MirrorRow  *mirror;
+	char	  *name;
+	bool	   if_exists;
+	bool	   drop_destination;
+	MirrorRow *mirror;
 
 	resync_api_begin_change();
 	name = resync_api_text(fcinfo, 0, "mirror");
@@ -221,14 +232,18 @@ peerdb_drop_mirror(PG_FUNCTION_ARGS)
 		ereport(NOTICE, (errmsg("mirror \"%s\" does not exist, skipping", name)));
 		PG_RETURN_VOID();
 	}
-	mirror = resync_api_lock_mirror(name);
+	mirror = resync_api_lock_mirror_or_copy(name);
+	if (resync_api_is_copy(mirror))
+	{
+		forget_copy(mirror, drop_destination);
+		PG_RETURN_VOID();
+	}
 	if (mirror->want_drop == NULL)
 	{
 		resync_api_exec("UPDATE peerdb._mirror SET want_drop = $2, status = 'terminating',"
 						" status_since = pg_catalog.clock_timestamp() WHERE id = $1",
-						SPI_OK_UPDATE, 2,
-						INT8OID, Int64GetDatum(mirror->id), false,
-						TEXTOID, CStringGetTextDatum(drop_destination ? "drop" : "keep"), false);
+						SPI_OK_UPDATE, 2, INT8OID, Int64GetDatum(mirror->id), false, TEXTOID,
+						CStringGetTextDatum(drop_destination ? "drop" : "keep"), false);
 	}
 	/* again: the coordinator may be waiting for a destination's back-off */
 	resync_shmem_wake_at_commit(mirror->id);
@@ -239,39 +254,36 @@ peerdb_drop_mirror(PG_FUNCTION_ARGS)
 static void
 replace_mappings(const MirrorRow *mirror, Jsonb *tables)
 {
-	ForeignServer *server = GetForeignServer(mirror->server);
+	ForeignServer	   *server = GetForeignServer(mirror->server);
 	ForeignDataWrapper *fdw = GetForeignDataWrapper(server->fdwid);
-	List	   *specs = resync_tables_parse(tables, resync_catalog_peer_type(fdw->fdwname));
-	MemoryContext context = CurrentMemoryContext;
-	ListCell   *lc;
-	int			ntables;
+	List			   *specs = resync_tables_parse(tables, resync_catalog_peer_type(fdw->fdwname));
+	MemoryContext		context = CurrentMemoryContext;
+	ListCell		   *lc;
+	int					ntables;
 
 	foreach(lc, specs)
 	{
-		TableSpec  *spec = lfirst(lc);
-		char	   *source = resync_tables_display(spec->schema, spec->name);
-		uint64		n;
+		TableSpec *spec = lfirst(lc);
+		char	  *source = resync_tables_display(spec->schema, spec->name);
+		uint64	   n;
 
-		n = resync_catalog_exec("UPDATE peerdb._table SET relid = $2, dest_schema = $3, dest_name = $4,"
-								" mapping = coalesce($5, '{}')"
-								" || pg_catalog.jsonb_build_object('from', $6, 'to', $7)"
-								" WHERE mirror = $1 AND (relid = $2"
-								" OR pg_catalog.format('%I.%I', schema_name, table_name) = $6)",
-								SPI_OK_UPDATE, 7,
-								INT8OID, Int64GetDatum(mirror->id), false,
-								OIDOID, ObjectIdGetDatum(spec->relid), false,
-								TEXTOID, spec->dest_schema ? CStringGetTextDatum(spec->dest_schema) : (Datum) 0,
-								spec->dest_schema == NULL,
-								TEXTOID, CStringGetTextDatum(spec->dest_name), false,
-								JSONBOID, spec->object ? JsonbPGetDatum(spec->object) : (Datum) 0,
-								spec->object == NULL,
-								TEXTOID, CStringGetTextDatum(source), false,
-								TEXTOID, CStringGetTextDatum(resync_tables_display(spec->dest_schema, spec->dest_name)), false);
+		n = resync_catalog_exec(
+			"UPDATE peerdb._table SET relid = $2, dest_schema = $3, dest_name = $4,"
+			" mapping = coalesce($5, '{}')"
+			" || pg_catalog.jsonb_build_object('from', $6, 'to', $7)"
+			" WHERE mirror = $1 AND (relid = $2"
+			" OR pg_catalog.format('%I.%I', schema_name, table_name) = $6)",
+			SPI_OK_UPDATE, 7, INT8OID, Int64GetDatum(mirror->id), false, OIDOID,
+			ObjectIdGetDatum(spec->relid), false, TEXTOID,
+			spec->dest_schema ? CStringGetTextDatum(spec->dest_schema) : (Datum) 0,
+			spec->dest_schema == NULL, TEXTOID, CStringGetTextDatum(spec->dest_name), false,
+			JSONBOID, spec->object ? JsonbPGetDatum(spec->object) : (Datum) 0, spec->object == NULL,
+			TEXTOID, CStringGetTextDatum(source), false, TEXTOID,
+			CStringGetTextDatum(resync_tables_display(spec->dest_schema, spec->dest_name)), false);
 		resync_catalog_finish();
 		if (n == 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_OBJECT),
-					 errmsg("table %s is not in mirror \"%s\"", source, mirror->name)));
+			ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+							errmsg("table %s is not in mirror \"%s\"", source, mirror->name)));
 	}
 	if (resync_catalog_exec("SELECT pg_catalog.concat_ws('.', dest_schema, dest_name)"
 							" FROM peerdb._table WHERE mirror = $1"
@@ -279,18 +291,16 @@ replace_mappings(const MirrorRow *mirror, Jsonb *tables)
 							" ORDER BY 1 LIMIT 1",
 							SPI_OK_SELECT, 1, INT8OID, Int64GetDatum(mirror->id), false) > 0)
 	{
-		char	   *table = resync_api_copy_value(context, 0, 1);
+		char *table = resync_api_copy_value(context, 0, 1);
 
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("destination table %s is used twice", table)));
+		ereport(ERROR, (errcode(ERRCODE_DUPLICATE_OBJECT),
+						errmsg("destination table %s is used twice", table)));
 	}
 	resync_catalog_finish();
 	(void) resync_api_check_tables(mirror, mirror->owner, &ntables);
-	ereport(NOTICE,
-			(errmsg("the new table mappings of mirror \"%s\" count from its next resync on",
-					mirror->name),
-			 errhint("SELECT peerdb_resync('%s');", mirror->name)));
+	ereport(NOTICE, (errmsg("the new table mappings of mirror \"%s\" count from its next resync on",
+							mirror->name),
+					 errhint("SELECT peerdb_resync('%s');", mirror->name)));
 }
 
 /* Does the object have one of these keys? */
@@ -299,7 +309,7 @@ has_key(Jsonb *object, const char *const *keys)
 {
 	for (; *keys != NULL; keys++)
 	{
-		JsonbValue	key = {.type = jbvString};
+		JsonbValue key = {.type = jbvString};
 
 		key.val.string.val = unconstify(char *, *keys);
 		key.val.string.len = strlen(*keys);
@@ -313,9 +323,9 @@ has_key(Jsonb *object, const char *const *keys)
 Datum
 peerdb_edit_mirror(PG_FUNCTION_ARGS)
 {
-	char	   *name;
-	Jsonb	   *options;
-	MirrorRow  *mirror;
+	char	  *name;
+	Jsonb	  *options;
+	MirrorRow *mirror;
 
 	resync_api_begin_change();
 	name = resync_api_text(fcinfo, 0, "mirror");
@@ -325,11 +335,10 @@ peerdb_edit_mirror(PG_FUNCTION_ARGS)
 	refuse_when_dropped(mirror);
 	resync_options_check(options, NULL);
 	resync_api_exec("UPDATE peerdb._mirror SET options = options || $2 WHERE id = $1",
-					SPI_OK_UPDATE, 2,
-					INT8OID, Int64GetDatum(mirror->id), false,
-					JSONBOID, JsonbPGetDatum(options), false);
+					SPI_OK_UPDATE, 2, INT8OID, Int64GetDatum(mirror->id), false, JSONBOID,
+					JsonbPGetDatum(options), false);
 	mirror = resync_catalog_mirror(mirror->id);
-	(void) resync_options_parse(mirror->options);	/* old and new together */
+	(void) resync_options_parse(mirror->options); /* old and new together */
 	if (has_key(options, fixed_keys))
 		ereport(NOTICE,
 				(errmsg("the new columns of mirror \"%s\" count from its next resync on", name),
@@ -347,10 +356,9 @@ peerdb_add_tables(PG_FUNCTION_ARGS)
 	resync_api_begin_change();
 	(void) resync_api_text(fcinfo, 0, "mirror");
 	(void) resync_api_jsonb(fcinfo, 1, "tables");
-	ereport(ERROR,
-			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-			 errmsg("adding tables to a mirror is not available yet"),
-			 errhint("Create another mirror for them.")));
+	ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					errmsg("adding tables to a mirror is not available yet"),
+					errhint("Create another mirror for them.")));
 	PG_RETURN_NULL();
 }
 
@@ -361,9 +369,8 @@ peerdb_remove_tables(PG_FUNCTION_ARGS)
 	resync_api_begin_change();
 	(void) resync_api_text(fcinfo, 0, "mirror");
 	resync_api_not_null(fcinfo, 1, "tables");
-	ereport(ERROR,
-			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-			 errmsg("removing tables from a mirror is not available yet"),
-			 errhint("Drop the mirror and create it anew with \"replace_existing\".")));
+	ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					errmsg("removing tables from a mirror is not available yet"),
+					errhint("Drop the mirror and create it anew with \"replace_existing\".")));
 	PG_RETURN_NULL();
 }

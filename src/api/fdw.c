@@ -43,23 +43,23 @@ PG_FUNCTION_INFO_V1(peerdb_bigquery_validator);
 /* What its value has to be. */
 typedef enum OptionKind
 {
-	OPT_TEXT,					/* anything but nothing */
+	OPT_TEXT, /* anything but nothing */
 	OPT_BOOL,
-	OPT_INT,					/* not negative */
-	OPT_PORTS,					/* libpq: several, separated by commas */
-	OPT_HTTP_PORT,				/* ClickHouse: not a native one */
-	OPT_WORDS,					/* one of words */
-	OPT_HOST,					/* a bare host name */
-	OPT_URL						/* http or https, without credentials */
+	OPT_INT,	   /* not negative */
+	OPT_PORTS,	   /* libpq: several, separated by commas */
+	OPT_HTTP_PORT, /* ClickHouse: not a native one */
+	OPT_WORDS,	   /* one of words */
+	OPT_HOST,	   /* a bare host name */
+	OPT_URL		   /* http or https, without credentials */
 } OptionKind;
 
 typedef struct PeerOption
 {
 	const char *name;
-	int			where;			/* ON_SERVER, ON_MAPPING or both */
+	int			where; /* ON_SERVER, ON_MAPPING or both */
 	OptionKind	kind;
 	bool		names_file;
-	const char *words;			/* "a|b|c" */
+	const char *words; /* "a|b|c" */
 } PeerOption;
 
 static const PeerOption clickhouse_options[] = {
@@ -74,8 +74,7 @@ static const PeerOption clickhouse_options[] = {
 	{"user", ON_MAPPING, OPT_TEXT},
 	{"password", ON_MAPPING, OPT_TEXT},
 	{"password_file", ON_MAPPING, OPT_TEXT, true},
-	{NULL}
-};
+	{NULL}};
 
 static const PeerOption snowflake_options[] = {
 	{"account", ON_SERVER, OPT_TEXT},
@@ -87,17 +86,14 @@ static const PeerOption snowflake_options[] = {
 	{"user", ON_MAPPING, OPT_TEXT},
 	{"private_key_file", ON_MAPPING, OPT_TEXT, true},
 	{"private_key_passphrase_file", ON_MAPPING, OPT_TEXT, true},
-	{NULL}
-};
+	{NULL}};
 
-static const PeerOption bigquery_options[] = {
-	{"project", ON_SERVER, OPT_TEXT},
-	{"dataset", ON_SERVER, OPT_TEXT},
-	{"location", ON_SERVER, OPT_TEXT},
-	{"url", ON_SERVER, OPT_URL},
-	{"service_account_file", ON_MAPPING, OPT_TEXT, true},
-	{NULL}
-};
+static const PeerOption bigquery_options[] = {{"project", ON_SERVER, OPT_TEXT},
+											  {"dataset", ON_SERVER, OPT_TEXT},
+											  {"location", ON_SERVER, OPT_TEXT},
+											  {"url", ON_SERVER, OPT_URL},
+											  {"service_account_file", ON_MAPPING, OPT_TEXT, true},
+											  {NULL}};
 
 /*
  * What is special about PostgreSQL's options.  Other options of libpq are taken
@@ -114,7 +110,7 @@ static const PeerOption postgres_special[] = {
 	{"tcp_user_timeout", ON_SERVER, OPT_INT},
 	{"sslmode", ON_SERVER, OPT_WORDS, false, "disable|allow|prefer|require|verify-ca|verify-full"},
 	{"target_session_attrs", ON_SERVER, OPT_WORDS, false,
-	"any|read-write|read-only|primary|standby|prefer-standby"},
+	 "any|read-write|read-only|primary|standby|prefer-standby"},
 	{"service", ON_SERVER, OPT_TEXT, true},
 	{"servicefile", ON_SERVER, OPT_TEXT, true},
 	{"passfile", ON_SERVER, OPT_TEXT, true},
@@ -129,16 +125,15 @@ static const PeerOption postgres_special[] = {
 	{"password", ON_MAPPING, OPT_TEXT},
 	{"password_file", ON_MAPPING, OPT_TEXT, true},
 	{"password_required", ON_MAPPING, OPT_BOOL},
-	{NULL}
-};
+	{NULL}};
 
 /*
  * Options that libpq hides from user interfaces ("D") and that are of use all
  * the same.
  */
 static const char debug_options[] =
-"options|keepalives|keepalives_idle|keepalives_interval|keepalives_count|tcp_user_timeout|"
-"hostaddr|application_name|gssencmode|krbsrvname|gsslib|target_session_attrs|channel_binding";
+	"options|keepalives|keepalives_idle|keepalives_interval|keepalives_count|tcp_user_timeout|"
+	"hostaddr|application_name|gssencmode|krbsrvname|gsslib|target_session_attrs|channel_binding";
 
 static const PeerOption *
 find_option(const PeerOption *options, const char *name)
@@ -154,7 +149,7 @@ find_option(const PeerOption *options, const char *name)
 static bool
 is_word_of(const char *value, const char *words)
 {
-	int			len = strlen(value);
+	int len = strlen(value);
 
 	for (const char *p = words; p != NULL; p = strchr(p, '|'))
 	{
@@ -174,14 +169,12 @@ static const PeerOption *
 postgres_options(void)
 {
 	PQconninfoOption *libpq = PQconndefaults();
-	PeerOption *options;
-	int			n = 0;
+	PeerOption		 *options;
+	int				  n = 0;
 
 	if (libpq == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_FDW_OUT_OF_MEMORY),
-				 errmsg("out of memory"),
-				 errdetail("Could not get libpq's default connection options.")));
+		ereport(ERROR, (errcode(ERRCODE_FDW_OUT_OF_MEMORY), errmsg("out of memory"),
+						errdetail("Could not get libpq's default connection options.")));
 	for (PQconninfoOption *o = libpq; o->keyword != NULL; o++)
 		n++;
 	options = palloc0(sizeof(PeerOption) * (n + lengthof(postgres_special)));
@@ -190,8 +183,7 @@ postgres_options(void)
 	for (PQconninfoOption *o = libpq; o->keyword != NULL; o++)
 	{
 		/* what we set ourselves; some of libpq's debug options are useful */
-		if (strcmp(o->keyword, "client_encoding") == 0 ||
-			strcmp(o->keyword, "replication") == 0 ||
+		if (strcmp(o->keyword, "client_encoding") == 0 || strcmp(o->keyword, "replication") == 0 ||
 			strcmp(o->keyword, "fallback_application_name") == 0 ||
 			(strchr(o->dispchar, 'D') != NULL && !is_word_of(o->keyword, debug_options)))
 			continue;
@@ -217,9 +209,9 @@ static char *
 list_options(const PeerOption *options, int where)
 {
 	StringInfoData buf;
-	const char **names;
-	int			n = 0;
-	int			max = 0;
+	const char	 **names;
+	int			   n = 0;
+	int			   max = 0;
 
 	while (options[max].name != NULL)
 		max++;
@@ -240,16 +232,15 @@ static void
 refuse_unknown(const PeerOption *options, const char *name, int where)
 {
 	const PeerOption *known = find_option(options, name);
-	char	   *list = list_options(options, where);
+	char			 *list = list_options(options, where);
 
 	ereport(ERROR,
-			(errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
-			 errmsg("invalid option \"%s\"", name),
-			 known == NULL ? 0 :
-			 errdetail("It is an option of %s.",
-					   known->where == ON_MAPPING ? "user mappings" : "servers"),
+			(errcode(ERRCODE_FDW_INVALID_OPTION_NAME), errmsg("invalid option \"%s\"", name),
+			 known == NULL ? 0
+						   : errdetail("It is an option of %s.",
+									   known->where == ON_MAPPING ? "user mappings" : "servers"),
 			 list[0] != '\0' ? errhint("Valid options in this context are: %s", list)
-			 : errhint("There are no valid options in this context.")));
+							 : errhint("There are no valid options in this context.")));
 }
 
 /* value is shown: never used for options that hold a secret. */
@@ -258,15 +249,14 @@ refuse_value(const char *name, const char *value, const char *hint)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("invalid value for option \"%s\": \"%s\"", name, value),
-			 errhint("%s", hint)));
+			 errmsg("invalid value for option \"%s\": \"%s\"", name, value), errhint("%s", hint)));
 }
 
 /* A whole decimal number between min and max, or -1. */
 static int64
 parse_number(const char *text, int len, int64 min, int64 max)
 {
-	int64		n = 0;
+	int64 n = 0;
 
 	if (len == 0 || len > 10)
 		return -1;
@@ -285,8 +275,9 @@ check_http_port(const char *name, const char *value)
 	if (parse_number(value, strlen(value), 1, 65535) < 0)
 		refuse_value(name, value, "A port is a number from 1 to 65535.");
 	if (strcmp(value, "9000") == 0 || strcmp(value, "9440") == 0)
-		refuse_value(name, value,
-					 "This port speaks ClickHouse's native protocol; resync speaks HTTP: 8443, or 8123 with tls off.");
+		refuse_value(
+			name, value,
+			"This port speaks ClickHouse's native protocol; resync speaks HTTP: 8443, or 8123 with tls off.");
 }
 
 static void
@@ -296,7 +287,7 @@ check_ports(const char *name, const char *value)
 
 	for (;;)
 	{
-		int			len = strcspn(p, ",");
+		int len = strcspn(p, ",");
 
 		/* libpq: an empty one means the default */
 		if (len > 0 && parse_number(p, len, 1, 65535) < 0)
@@ -318,10 +309,9 @@ check_url(const char *name, const char *value)
 		rest = value + 7;
 	/* a value with '@' may hold a password: not shown */
 	if (strchr(value, '@') != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("option \"%s\" must not hold credentials", name),
-				 errhint("Credentials belong to the user mapping.")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("option \"%s\" must not hold credentials", name),
+						errhint("Credentials belong to the user mapping.")));
 	if (rest == NULL || rest[0] == '\0' || rest[0] == '/')
 		refuse_value(name, value, "A URL begins with https:// or http:// and a host.");
 }
@@ -329,7 +319,7 @@ check_url(const char *name, const char *value)
 static void
 check_value(const PeerOption *option, DefElem *def)
 {
-	char	   *value = defGetString(def);
+	char *value = defGetString(def);
 
 	switch (option->kind)
 	{
@@ -350,15 +340,15 @@ check_value(const PeerOption *option, DefElem *def)
 			break;
 		case OPT_WORDS:
 			if (!is_word_of(value, option->words))
-				refuse_value(option->name, value,
-							 psprintf("Valid values are: %s.", option->words));
+				refuse_value(option->name, value, psprintf("Valid values are: %s.", option->words));
 			break;
 		case OPT_HOST:
 			if (value[0] == '\0' || strpbrk(value, "/@?# ") != NULL)
-				ereport(ERROR,
-						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						 errmsg("invalid value for option \"%s\"", option->name),
-						 errhint("A host name or address is expected, without scheme, path or user.")));
+				ereport(
+					ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("invalid value for option \"%s\"", option->name),
+					 errhint("A host name or address is expected, without scheme, path or user.")));
 			break;
 		case OPT_URL:
 			check_url(option->name, value);
@@ -373,27 +363,25 @@ check_rights(const PeerOption *option, DefElem *def)
 	if (option->names_file &&
 		!(strcmp(option->name, "sslrootcert") == 0 && strcmp(defGetString(def), "system") == 0) &&
 		!superuser() && !is_member_of_role(GetUserId(), ROLE_PG_READ_SERVER_FILES))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied to set option \"%s\"", option->name),
-				 errdetail("It names a file on the server."),
-				 errhint("Superusers and members of pg_read_server_files may set it.")));
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("permission denied to set option \"%s\"", option->name),
+						errdetail("It names a file on the server."),
+						errhint("Superusers and members of pg_read_server_files may set it.")));
 	if (strcmp(option->name, "password_required") == 0 && !superuser() && !defGetBoolean(def))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied to set option \"%s\" to false", option->name),
-				 errhint("Superusers may set it.")));
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("permission denied to set option \"%s\" to false", option->name),
+						errhint("Superusers may set it.")));
 }
 
 static void
 validate(FunctionCallInfo fcinfo, const PeerOption *options)
 {
-	List	   *given = untransformRelOptions(PG_GETARG_DATUM(0));
-	Oid			catalog = PG_GETARG_OID(1);
-	int			where = 0;
-	bool		password = false;
-	bool		password_file = false;
-	ListCell   *lc;
+	List	 *given = untransformRelOptions(PG_GETARG_DATUM(0));
+	Oid		  catalog = PG_GETARG_OID(1);
+	int		  where = 0;
+	bool	  password = false;
+	bool	  password_file = false;
+	ListCell *lc;
 
 	if (catalog == ForeignServerRelationId)
 		where = ON_SERVER;
@@ -402,7 +390,7 @@ validate(FunctionCallInfo fcinfo, const PeerOption *options)
 
 	foreach(lc, given)
 	{
-		DefElem    *def = lfirst(lc);
+		DefElem			 *def = lfirst(lc);
 		const PeerOption *option = find_option(options, def->defname);
 
 		if (option == NULL || !(option->where & where))

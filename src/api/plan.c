@@ -40,20 +40,20 @@ PG_FUNCTION_INFO_V1(peerdb_plan_resync);
 typedef struct ResyncPlan
 {
 	ReturnSetInfo *rsinfo;
-	MirrorRow  *mirror;
-	ResyncOptions *options;		/* as they would be */
-	ResyncTable **tables;		/* NULL: could not be resolved */
-	int			ntables;
-	bool		keep_serving;
-	int64		bytes;			/* to be read */
-	int64		relations;		/* tables, partitions and children */
-	int			copiers;
+	MirrorRow	  *mirror;
+	ResyncOptions *options; /* as they would be */
+	ResyncTable	 **tables;	/* NULL: could not be resolved */
+	int			   ntables;
+	bool		   keep_serving;
+	int64		   bytes;	  /* to be read */
+	int64		   relations; /* tables, partitions and children */
+	int			   copiers;
 } ResyncPlan;
 
 static void
 add_row(void *arg, const char *check, const char *level, const char *detail)
 {
-	ResyncPlan	   *plan = arg;
+	ResyncPlan *plan = arg;
 	Datum		values[3];
 	bool		nulls[3] = {0};
 
@@ -67,9 +67,9 @@ add_row(void *arg, const char *check, const char *level, const char *detail)
 static double
 query_number(const char *sql)
 {
-	bool		isnull;
-	Datum		d;
-	double		result;
+	bool   isnull;
+	Datum  d;
+	double result;
 
 	resync_catalog_exec(sql, SPI_OK_SELECT, 0);
 	d = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
@@ -81,8 +81,8 @@ query_number(const char *sql)
 static char *
 pretty(double bytes)
 {
-	return text_to_cstring(DatumGetTextPP(DirectFunctionCall1(pg_size_pretty,
-															  Int64GetDatum((int64) bytes))));
+	return text_to_cstring(
+		DatumGetTextPP(DirectFunctionCall1(pg_size_pretty, Int64GetDatum((int64) bytes))));
 }
 
 /* The checks of peerdb_resync itself; all of them raise. */
@@ -113,7 +113,7 @@ check_source(ResyncPlan *plan)
 	}
 	PG_CATCH();
 	{
-		ErrorData  *edata;
+		ErrorData *edata;
 
 		MemoryContextSwitchTo(context);
 		edata = CopyErrorData();
@@ -127,7 +127,7 @@ check_source(ResyncPlan *plan)
 		plan->tables = NULL;
 		add_row(plan, "source", "error",
 				edata->hint != NULL ? psprintf("%s (%s)", edata->message, edata->hint)
-				: edata->message);
+									: edata->message);
 	}
 	PG_END_TRY();
 	if (plan->tables != NULL)
@@ -137,13 +137,14 @@ check_source(ResyncPlan *plan)
 static void
 check_mirror(ResyncPlan *plan)
 {
-	MirrorRow  *mirror = plan->mirror;
+	MirrorRow *mirror = plan->mirror;
 
 	if (mirror->want_drop != NULL)
 		add_row(plan, "mirror", "error", "the mirror is being dropped");
 	else if (mirror->newest_run != 0 &&
 			 resync_api_run_is_on(resync_catalog_run(mirror->newest_run)))
-		add_row(plan, "mirror", "error", psprintf("run " INT64_FORMAT " is on", mirror->newest_run));
+		add_row(plan, "mirror", "error",
+				psprintf("run " INT64_FORMAT " is on", mirror->newest_run));
 	else if (plan->keep_serving)
 		add_row(plan, "mirror", "ok", "the live tables stay fresh until the swap");
 	else
@@ -156,33 +157,37 @@ check_bytes(ResyncPlan *plan)
 {
 	for (int i = 0; i < plan->ntables; i++)
 	{
-		bool		isnull;
+		bool isnull;
 
-		resync_catalog_exec("WITH RECURSIVE part(oid) AS (SELECT $1::oid UNION"
-							" SELECT i.inhrelid FROM part p"
-							" JOIN pg_catalog.pg_inherits i ON i.inhparent = p.oid)"
-							" SELECT coalesce(sum(pg_catalog.pg_table_size(oid)), 0)::bigint, count(*)"
-							" FROM part",
-							SPI_OK_SELECT, 1, OIDOID, ObjectIdGetDatum(plan->tables[i]->relid), false);
-		plan->bytes += DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-		plan->relations += DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
+		resync_catalog_exec(
+			"WITH RECURSIVE part(oid) AS (SELECT $1::oid UNION"
+			" SELECT i.inhrelid FROM part p"
+			" JOIN pg_catalog.pg_inherits i ON i.inhparent = p.oid)"
+			" SELECT coalesce(sum(pg_catalog.pg_table_size(oid)), 0)::bigint, count(*)"
+			" FROM part",
+			SPI_OK_SELECT, 1, OIDOID, ObjectIdGetDatum(plan->tables[i]->relid), false);
+		plan->bytes += DatumGetInt64(
+			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+		plan->relations += DatumGetInt64(
+			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
 		resync_catalog_finish();
 	}
-	add_row(plan, "bytes", "ok", psprintf("%s to read, in %d tables (" INT64_FORMAT " bytes)",
-										  pretty(plan->bytes), plan->ntables, plan->bytes));
+	add_row(plan, "bytes", "ok",
+			psprintf("%s to read, in %d tables (" INT64_FORMAT " bytes)", pretty(plan->bytes),
+					 plan->ntables, plan->bytes));
 }
 
 static void
 check_workers(ResyncPlan *plan)
 {
-	int			streamers = plan->keep_serving ? 2 : 1;
-	int			needed;
-	int			minimum;
-	int			used;
-	int			unused;
+	int streamers = plan->keep_serving ? 2 : 1;
+	int needed;
+	int minimum;
+	int used;
+	int unused;
 
 	plan->copiers = plan->options->snapshot_max_parallel_workers *
-		plan->options->snapshot_num_tables_in_parallel;
+					plan->options->snapshot_num_tables_in_parallel;
 	needed = 1 + streamers + plan->copiers;
 	minimum = 1 + streamers + 1;
 	/* this mirror's own are counted in "needed" */
@@ -194,24 +199,29 @@ check_workers(ResyncPlan *plan)
 	if (plan->mirror->live_run != 0)
 		used -= Min(used, 2);
 	unused = Max(max_worker_processes - used, 0);
-	add_row(plan, "workers",
-			unused < minimum ? "error" : unused < needed ? "warning" : "ok",
-			psprintf("%d needed (%d of them copiers, one is enough), %d of max_worker_processes = %d free",
-					 needed, plan->copiers, unused, max_worker_processes));
+	add_row(
+		plan, "workers",
+		unused < minimum  ? "error"
+		: unused < needed ? "warning"
+						  : "ok",
+		psprintf(
+			"%d needed (%d of them copiers, one is enough), %d of max_worker_processes = %d free",
+			needed, plan->copiers, unused, max_worker_processes));
 }
 
 static void
 check_slots(ResyncPlan *plan)
 {
-	int			used = (int) query_number("SELECT count(*)::float8 FROM pg_catalog.pg_replication_slots");
-	int			unused = Max(max_replication_slots - used, 0);
-	RunRow	   *live = plan->mirror->live_run == 0 ? NULL : resync_catalog_run(plan->mirror->live_run);
+	int used = (int) query_number("SELECT count(*)::float8 FROM pg_catalog.pg_replication_slots");
+	int unused = Max(max_replication_slots - used, 0);
+	RunRow *live = plan->mirror->live_run == 0 ? NULL : resync_catalog_run(plan->mirror->live_run);
 
 	/* the live run's slot goes before the new one is made */
 	if (!plan->keep_serving && live != NULL && live->slot_name != NULL)
 		unused++;
-	add_row(plan, "slots", unused < 1 ? "error" : "ok",
-			psprintf("1 needed, %d of max_replication_slots = %d free", unused, max_replication_slots));
+	add_row(
+		plan, "slots", unused < 1 ? "error" : "ok",
+		psprintf("1 needed, %d of max_replication_slots = %d free", unused, max_replication_slots));
 }
 
 /* Bytes of WAL per second, measured now, or on average if that is more. */
@@ -224,11 +234,11 @@ wal_rate(void)
 	double		now;
 	long		left;
 
-	while ((left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
-												   TimestampTzPlusMilliseconds(start, MEASURE_MS))) > 0)
+	while ((left = TimestampDifferenceMilliseconds(
+				GetCurrentTimestamp(), TimestampTzPlusMilliseconds(start, MEASURE_MS))) > 0)
 	{
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 left, PG_WAIT_EXTENSION);
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, left,
+						 PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
@@ -243,9 +253,9 @@ wal_rate(void)
 static double
 load_rate(const ResyncPlan *plan)
 {
-	bool		isnull;
-	Datum		d;
-	double		rate;
+	bool   isnull;
+	Datum  d;
+	double rate;
 
 	resync_catalog_exec("SELECT (sum(p.est_bytes) / greatest(extract(epoch FROM"
 						" max(p.finished_at) - min(p.started_at)), 0.1))::float8"
@@ -267,13 +277,13 @@ load_rate(const ResyncPlan *plan)
 static void
 check_wal(ResyncPlan *plan)
 {
-	double		rate = wal_rate();
-	double		reading = load_rate(plan);
-	const char *how = "as measured in the last load";
-	double		seconds;
-	double		held;
+	double		   rate = wal_rate();
+	double		   reading = load_rate(plan);
+	const char	  *how = "as measured in the last load";
+	double		   seconds;
+	double		   held;
 	struct statvfs fs;
-	bool		too_much;
+	bool		   too_much;
 
 	if (reading <= 0)
 	{
@@ -288,21 +298,27 @@ check_wal(ResyncPlan *plan)
 			psprintf("about %.0f s of load, at %s per second (%s)", seconds, pretty(reading), how));
 
 	too_much = max_slot_wal_keep_size_mb >= 0 &&
-		held >= max_slot_wal_keep_size_mb * 1024.0 * 1024.0;
-	add_row(plan, "wal", too_much ? "error" : "ok",
-			max_slot_wal_keep_size_mb >= 0 ?
-			psprintf("about %s held for the load, at %s per second; max_slot_wal_keep_size is %s",
-					 pretty(held), pretty(rate), pretty(max_slot_wal_keep_size_mb * 1024.0 * 1024.0)) :
-			psprintf("about %s held for the load, at %s per second; max_slot_wal_keep_size has no limit",
-					 pretty(held), pretty(rate)));
+			   held >= max_slot_wal_keep_size_mb * 1024.0 * 1024.0;
+	add_row(
+		plan, "wal", too_much ? "error" : "ok",
+		max_slot_wal_keep_size_mb >= 0
+			? psprintf("about %s held for the load, at %s per second; max_slot_wal_keep_size is %s",
+					   pretty(held), pretty(rate),
+					   pretty(max_slot_wal_keep_size_mb * 1024.0 * 1024.0))
+			: psprintf(
+				  "about %s held for the load, at %s per second; max_slot_wal_keep_size has no limit",
+				  pretty(held), pretty(rate)));
 
 	if (statvfs("pg_wal", &fs) != 0)
 		add_row(plan, "disk", "warning", psprintf("could not read the free space of pg_wal: %m"));
 	else
 	{
-		double		available = (double) fs.f_bavail * fs.f_frsize;
+		double available = (double) fs.f_bavail * fs.f_frsize;
 
-		add_row(plan, "disk", held >= available ? "error" : held >= available / 2 ? "warning" : "ok",
+		add_row(plan, "disk",
+				held >= available		? "error"
+				: held >= available / 2 ? "warning"
+										: "ok",
 				psprintf("%s free where the WAL is", pretty(available)));
 	}
 }
@@ -311,31 +327,38 @@ check_wal(ResyncPlan *plan)
 static void
 check_locks(ResyncPlan *plan)
 {
-	int64		table = (int64) max_locks_per_xact * (MaxBackends + max_prepared_xacts);
+	int64 table = (int64) max_locks_per_xact * (MaxBackends + max_prepared_xacts);
 
-	add_row(plan, "locks", plan->relations > table / 2 ? "error" : "ok",
-			psprintf("ACCESS SHARE on " INT64_FORMAT " relations during the load; half of the lock table (max_locks_per_transaction) is " INT64_FORMAT,
-					 plan->relations, table / 2));
+	add_row(
+		plan, "locks", plan->relations > table / 2 ? "error" : "ok",
+		psprintf(
+			"ACCESS SHARE on " INT64_FORMAT
+			" relations during the load; half of the lock table (max_locks_per_transaction) is " INT64_FORMAT,
+			plan->relations, table / 2));
 }
 
 /* A new slot waits for every transaction that has written. */
 static void
 check_transactions(ResyncPlan *plan)
 {
-	double		prepared = query_number("SELECT count(*)::float8 FROM pg_catalog.pg_prepared_xacts");
-	double		writing = query_number("SELECT count(*)::float8 FROM pg_catalog.pg_stat_activity"
-									   " WHERE backend_xid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid()");
-	double		pid = query_number("SELECT (SELECT pid FROM pg_catalog.pg_stat_activity"
-								   " WHERE backend_xid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid()"
-								   " ORDER BY xact_start LIMIT 1)::float8");
+	double prepared = query_number("SELECT count(*)::float8 FROM pg_catalog.pg_prepared_xacts");
+	double writing = query_number(
+		"SELECT count(*)::float8 FROM pg_catalog.pg_stat_activity"
+		" WHERE backend_xid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid()");
+	double pid = query_number(
+		"SELECT (SELECT pid FROM pg_catalog.pg_stat_activity"
+		" WHERE backend_xid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid()"
+		" ORDER BY xact_start LIMIT 1)::float8");
 
 	if (prepared > 0)
 		add_row(plan, "transactions", "warning",
 				psprintf("the slot will wait for %.0f prepared transactions", prepared));
 	else if (writing > 0)
-		add_row(plan, "transactions", "warning",
-				psprintf("the slot will wait for %.0f transactions that have written; the oldest is of process %.0f",
-						 writing, pid));
+		add_row(
+			plan, "transactions", "warning",
+			psprintf(
+				"the slot will wait for %.0f transactions that have written; the oldest is of process %.0f",
+				writing, pid));
 	else
 		add_row(plan, "transactions", "ok", "no open transaction has written");
 }
@@ -344,22 +367,20 @@ check_transactions(ResyncPlan *plan)
 Datum
 peerdb_plan_resync(PG_FUNCTION_ARGS)
 {
-	char	   *name;
-	Jsonb	   *options;
-	ResyncPlan		plan = {0};
+	char	  *name;
+	Jsonb	  *options;
+	ResyncPlan plan = {0};
 
 	resync_api_require_preload();
 	name = resync_api_text(fcinfo, 0, "mirror");
 	options = resync_api_jsonb(fcinfo, 1, "options");
 	plan.mirror = resync_api_find_mirror(name);
 	if (!resync_api_may_steer(plan.mirror->owner))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("must be owner of mirror %s", name)));
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("must be owner of mirror %s", name)));
 	resync_options_check(options, resync_api_resync_keys);
-	plan.mirror->options = DatumGetJsonbP(DirectFunctionCall2(jsonb_concat,
-															  JsonbPGetDatum(plan.mirror->options),
-															  JsonbPGetDatum(options)));
+	plan.mirror->options = DatumGetJsonbP(DirectFunctionCall2(
+		jsonb_concat, JsonbPGetDatum(plan.mirror->options), JsonbPGetDatum(options)));
 	plan.options = resync_options_parse(plan.mirror->options);
 	plan.keep_serving = resync_api_keeps_serving(plan.mirror);
 	InitMaterializedSRF(fcinfo, 0);

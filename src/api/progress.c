@@ -43,7 +43,7 @@ peerdb_options(PG_FUNCTION_ARGS)
 Datum
 peerdb_owner(PG_FUNCTION_ARGS)
 {
-	Oid			owner = PG_GETARG_OID(0);
+	Oid owner = PG_GETARG_OID(0);
 
 	if (PG_GETARG_INT64(2) != (int64) GetSystemIdentifier() || PG_GETARG_OID(3) != MyDatabaseId)
 		owner = get_role_oid(NameStr(*PG_GETARG_NAME(1)), true);
@@ -56,8 +56,8 @@ peerdb_owner(PG_FUNCTION_ARGS)
 static bool
 may_see_run(int64 run)
 {
-	RunShared  *rs;
-	Oid			owner = InvalidOid;
+	RunShared *rs;
+	Oid		   owner = InvalidOid;
 
 	if (ResyncShmem == NULL)
 		return false;
@@ -133,17 +133,17 @@ peerdb_progress(PG_FUNCTION_ARGS)
 Datum
 peerdb_partition_progress(PG_FUNCTION_ARGS)
 {
-	int64		run = PG_GETARG_INT64(0);
-	int64		rows = 0;
-	int64		bytes = 0;
-	TupleDesc	desc;
-	Datum		values[2];
-	bool		nulls[2];
+	int64	  run = PG_GETARG_INT64(0);
+	int64	  rows = 0;
+	int64	  bytes = 0;
+	TupleDesc desc;
+	Datum	  values[2];
+	bool	  nulls[2];
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
-	nulls[0] = nulls[1] = !(may_see_run(run) &&
-							resync_shmem_partition_progress(run, PG_GETARG_INT64(1), &rows, &bytes));
+	nulls[0] = nulls[1] = !(may_see_run(run) && resync_shmem_partition_progress(
+													run, PG_GETARG_INT64(1), &rows, &bytes));
 	values[0] = Int64GetDatum(rows);
 	values[1] = Int64GetDatum(bytes);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));

@@ -26,9 +26,9 @@
 /* How destination names are read. */
 typedef enum NameStyle
 {
-	NAMES_SQL,					/* identifiers, folded down */
-	NAMES_SQL_UPPER,			/* identifiers, folded up */
-	NAMES_LITERAL				/* as they are */
+	NAMES_SQL,		 /* identifiers, folded down */
+	NAMES_SQL_UPPER, /* identifiers, folded up */
+	NAMES_LITERAL	 /* as they are */
 } NameStyle;
 
 /* What a value of an element's key has to be. */
@@ -36,8 +36,8 @@ typedef enum KeyKind
 {
 	KEY_STRING,
 	KEY_BOOL,
-	KEY_STRINGS,				/* array of strings */
-	KEY_COLUMNS					/* array of column objects */
+	KEY_STRINGS, /* array of strings */
+	KEY_COLUMNS	 /* array of column objects */
 } KeyKind;
 
 typedef struct ElementKey
@@ -48,22 +48,18 @@ typedef struct ElementKey
 } ElementKey;
 
 static const ElementKey element_keys[] = {
-	{"from", KEY_STRING, false},
-	{"to", KEY_STRING, false},
-	{"exclude", KEY_STRINGS, false},
-	{"append", KEY_BOOL, false},
-	{"engine", KEY_STRING, true},
-	{"order_by", KEY_STRINGS, true},
-	{"partition_by", KEY_STRING, true},
-	{"columns", KEY_COLUMNS, true},
+	{"from", KEY_STRING, false},		{"to", KEY_STRING, false},
+	{"exclude", KEY_STRINGS, false},	{"append", KEY_BOOL, false},
+	{"engine", KEY_STRING, true},		{"order_by", KEY_STRINGS, true},
+	{"partition_by", KEY_STRING, true}, {"columns", KEY_COLUMNS, true},
 };
 
 static const struct
 {
 	const char *peer_type;
 	NameStyle	style;
-	int			max_name;		/* bytes */
-}			peer_names[] = {
+	int			max_name; /* bytes */
+} peer_names[] = {
 	{"postgres", NAMES_SQL, NAMEDATALEN - 1},
 	{"snowflake", NAMES_SQL_UPPER, 255},
 	{"clickhouse", NAMES_LITERAL, 200},
@@ -91,13 +87,11 @@ key_applies(const ParseState *state, const ElementKey *key)
 	return !key->clickhouse_only || strcmp(state->peer_type, "clickhouse") == 0;
 }
 
-static void pg_attribute_noreturn()
-bad_element(const char *what, const char *hint)
+static void
+pg_attribute_noreturn() bad_element(const char *what, const char *hint)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("invalid element of \"tables\": %s", what),
-			 errhint("%s", hint)));
+	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					errmsg("invalid element of \"tables\": %s", what), errhint("%s", hint)));
 }
 
 static char *
@@ -110,7 +104,7 @@ string_of(const JsonbValue *v)
 static char *
 find_outside_quotes(char *text, char c)
 {
-	bool		quoted = false;
+	bool quoted = false;
 
 	for (char *p = text; *p; p++)
 	{
@@ -141,7 +135,7 @@ next_part(const char **p, NameStyle style)
 			if (**p == '\0')
 				return NULL;
 			if (**p == '"')
-				(*p)++;			/* a doubled quote stands for one */
+				(*p)++; /* a doubled quote stands for one */
 			appendStringInfoChar(&part, **p);
 		}
 		(*p)++;
@@ -176,12 +170,13 @@ split_name(const char *text, NameStyle style)
 
 	while (more)
 	{
-		char	   *part = next_part(&p, style);
+		char *part = next_part(&p, style);
 
 		more = *p == '.';
 		if (part == NULL || (*p != '\0' && !more) || list_length(parts) == 2)
-			bad_element(psprintf("\"%s\" is not a table name", text),
-						"Names are SQL identifiers: schema.table, with double quotes where SQL needs them.");
+			bad_element(
+				psprintf("\"%s\" is not a table name", text),
+				"Names are SQL identifiers: schema.table, with double quotes where SQL needs them.");
 		parts = lappend(parts, part);
 		if (more)
 			p++;
@@ -195,17 +190,15 @@ check_destination_name(const ParseState *state, const char *name, const char *wh
 	if (name[0] == '\0')
 		bad_element(psprintf("the %s is empty", what), "Leave \"to\" out for the default name.");
 	if (strlen(name) > state->max_name)
-		ereport(ERROR,
-				(errcode(ERRCODE_NAME_TOO_LONG),
-				 errmsg("%s \"%s\" is too long", what, name),
-				 errdetail("The limit is %d bytes.", state->max_name)));
+		ereport(ERROR, (errcode(ERRCODE_NAME_TOO_LONG), errmsg("%s \"%s\" is too long", what, name),
+						errdetail("The limit is %d bytes.", state->max_name)));
 }
 
 /* A destination name as SQL identifiers: one part or two. */
 static void
 parse_sql_destination(const ParseState *state, const char *to, TableSpec *spec)
 {
-	List	   *parts = split_name(to, state->style);
+	List *parts = split_name(to, state->style);
 
 	if (list_length(parts) == 2)
 		spec->dest_schema = linitial(parts);
@@ -276,30 +269,22 @@ check_kind(Oid relid, const char *schema, const char *name)
 			break;
 	}
 	if (is != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("cannot mirror %s", display),
-				 errdetail("It is %s.", is),
-				 errhint("Ordinary and partitioned tables can be mirrored.")));
+		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE), errmsg("cannot mirror %s", display),
+						errdetail("It is %s.", is),
+						errhint("Ordinary and partitioned tables can be mirrored.")));
 	if (relid < FirstNormalObjectId || strcmp(schema, RESYNC_SCHEMA) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("cannot mirror %s", display),
-				 errdetail("It is a system table.")));
+		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE), errmsg("cannot mirror %s", display),
+						errdetail("It is a system table.")));
 	switch (get_rel_persistence(relid))
 	{
 		case RELPERSISTENCE_TEMP:
-			ereport(ERROR,
-					(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-					 errmsg("cannot mirror %s", display),
-					 errdetail("It is a temporary table; its changes are not in the WAL.")));
+			ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE), errmsg("cannot mirror %s", display),
+							errdetail("It is a temporary table; its changes are not in the WAL.")));
 			break;
 		case RELPERSISTENCE_UNLOGGED:
-			ereport(ERROR,
-					(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-					 errmsg("cannot mirror %s", display),
-					 errdetail("It is an unlogged table; its changes are not in the WAL."),
-					 errhint("ALTER TABLE %s SET LOGGED;", display)));
+			ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE), errmsg("cannot mirror %s", display),
+							errdetail("It is an unlogged table; its changes are not in the WAL."),
+							errhint("ALTER TABLE %s SET LOGGED;", display)));
 			break;
 		default:
 			break;
@@ -320,13 +305,14 @@ check_exclude(Oid relid, const char *table, Jsonb *object)
 		return;
 	for (uint32 i = 0; i < JsonContainerSize(exclude->val.binary.data); i++)
 	{
-		char	   *column = string_of(getIthJsonbValueFromContainer(exclude->val.binary.data, i));
+		char *column = string_of(getIthJsonbValueFromContainer(exclude->val.binary.data, i));
 
 		if (get_attnum(relid, column) <= 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_COLUMN),
-					 errmsg("column \"%s\" of table %s does not exist", column, table),
-					 errhint("\"exclude\" names columns as they are, without quotes and folding.")));
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("column \"%s\" of table %s does not exist", column, table),
+				 errhint("\"exclude\" names columns as they are, without quotes and folding.")));
 	}
 }
 
@@ -334,9 +320,9 @@ check_exclude(Oid relid, const char *table, Jsonb *object)
 static void
 add_table(ParseState *state, const char *from, const char *to, Jsonb *object)
 {
-	List	   *parts = split_name(from, NAMES_SQL);
-	TableSpec  *spec = palloc0(sizeof(TableSpec));
-	Oid			namespace;
+	List	  *parts = split_name(from, NAMES_SQL);
+	TableSpec *spec = palloc0(sizeof(TableSpec));
+	Oid namespace;
 
 	if (list_length(parts) != 2)
 		bad_element(psprintf("\"%s\" has no schema", from), "Write schema.table.");
@@ -345,10 +331,9 @@ add_table(ParseState *state, const char *from, const char *to, Jsonb *object)
 	namespace = get_namespace_oid(spec->schema, false);
 	spec->relid = get_relname_relid(spec->name, namespace);
 	if (!OidIsValid(spec->relid))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("table %s does not exist",
-						resync_tables_display(spec->schema, spec->name))));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
+						errmsg("table %s does not exist",
+							   resync_tables_display(spec->schema, spec->name))));
 	check_kind(spec->relid, spec->schema, spec->name);
 	if (object != NULL)
 		check_exclude(spec->relid, resync_tables_display(spec->schema, spec->name), object);
@@ -365,12 +350,12 @@ static void
 add_schema(ParseState *state, const char *schema_text, const char *element)
 {
 	MemoryContext context = CurrentMemoryContext;
-	List	   *parts = split_name(schema_text, NAMES_SQL);
-	char	   *schema;
-	Oid			namespace;
-	uint64		found;
-	int			added = 0;
-	int			unlogged = 0;
+	List		 *parts = split_name(schema_text, NAMES_SQL);
+	char		 *schema;
+	Oid namespace;
+	uint64 found;
+	int	   added = 0;
+	int	   unlogged = 0;
 
 	if (list_length(parts) != 1)
 		bad_element(psprintf("\"%s\"", element), "Write schema.*.");
@@ -390,11 +375,11 @@ add_schema(ParseState *state, const char *schema_text, const char *element)
 								SPI_OK_SELECT, 1, OIDOID, ObjectIdGetDatum(namespace), false);
 	for (uint64 i = 0; i < found; i++)
 	{
-		HeapTuple	tup = SPI_tuptable->vals[i];
-		TupleDesc	desc = SPI_tuptable->tupdesc;
-		bool		isnull;
+		HeapTuple	  tup = SPI_tuptable->vals[i];
+		TupleDesc	  desc = SPI_tuptable->tupdesc;
+		bool		  isnull;
 		MemoryContext old;
-		TableSpec  *spec;
+		TableSpec	 *spec;
 
 		if (DatumGetBool(SPI_getbinval(tup, desc, 3, &isnull)))
 		{
@@ -414,22 +399,21 @@ add_schema(ParseState *state, const char *schema_text, const char *element)
 	}
 	resync_catalog_finish();
 	if (added == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("schema \"%s\" has no table that can be mirrored", schema)));
-	ereport(NOTICE,
-			(errmsg_plural("\"%s\" stands for %d table", "\"%s\" stands for %d tables", added,
-						   element, added),
-			 unlogged == 0 ? 0 :
-			 errdetail_plural("%d unlogged table is left out.", "%d unlogged tables are left out.",
-							  unlogged, unlogged)));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
+						errmsg("schema \"%s\" has no table that can be mirrored", schema)));
+	ereport(NOTICE, (errmsg_plural("\"%s\" stands for %d table", "\"%s\" stands for %d tables",
+								   added, element, added),
+					 unlogged == 0 ? 0
+								   : errdetail_plural("%d unlogged table is left out.",
+													  "%d unlogged tables are left out.", unlogged,
+													  unlogged)));
 }
 
 static void
 add_string(ParseState *state, char *text)
 {
-	char	   *colon = find_outside_quotes(text, ':');
-	int			len = strlen(text);
+	char *colon = find_outside_quotes(text, ':');
+	int	  len = strlen(text);
 
 	if (colon == NULL && len > 2 && strcmp(text + len - 2, ".*") == 0)
 	{
@@ -473,8 +457,8 @@ is_array_of(const JsonbValue *v, enum jbvType member)
 		JsonbValue *item = getIthJsonbValueFromContainer(array, i);
 
 		if (member == jbvObject
-			? !(item->type == jbvBinary && JsonContainerIsObject(item->val.binary.data))
-			: item->type != member)
+				? !(item->type == jbvBinary && JsonContainerIsObject(item->val.binary.data))
+				: item->type != member)
 			return false;
 	}
 	return true;
@@ -488,21 +472,21 @@ check_columns(const JsonbValue *v)
 
 	for (uint32 i = 0; i < JsonContainerSize(array); i++)
 	{
-		JsonbIterator *it;
-		JsonbValue	key;
+		JsonbIterator	  *it;
+		JsonbValue		   key;
 		JsonbIteratorToken token;
-		bool		source = false;
+		bool			   source = false;
 
 		it = JsonbIteratorInit(getIthJsonbValueFromContainer(array, i)->val.binary.data);
 		(void) JsonbIteratorNext(&it, &key, true);
 		while ((token = JsonbIteratorNext(&it, &key, true)) == WJB_KEY)
 		{
-			char	   *name = string_of(&key);
-			bool		is_nullable = strcmp(name, "nullable") == 0;
-			JsonbValue	value;
+			char	  *name = string_of(&key);
+			bool	   is_nullable = strcmp(name, "nullable") == 0;
+			JsonbValue value;
 
-			if (!is_nullable && strcmp(name, "source") != 0 &&
-				strcmp(name, "destination") != 0 && strcmp(name, "type") != 0)
+			if (!is_nullable && strcmp(name, "source") != 0 && strcmp(name, "destination") != 0 &&
+				strcmp(name, "type") != 0)
 				bad_element(psprintf("\"columns\" has no key \"%s\"", name),
 							"Valid keys are: source, destination, type, nullable.");
 			(void) JsonbIteratorNext(&it, &value, true);
@@ -547,19 +531,19 @@ check_key_value(const ElementKey *key, const JsonbValue *v)
 static void
 add_object(ParseState *state, JsonbValue *element)
 {
-	Jsonb	   *object = JsonbValueToJsonb(element);
-	JsonbIterator *it = JsonbIteratorInit(&object->root);
-	JsonbValue	key;
+	Jsonb			  *object = JsonbValueToJsonb(element);
+	JsonbIterator	  *it = JsonbIteratorInit(&object->root);
+	JsonbValue		   key;
 	JsonbIteratorToken token;
-	char	   *from = NULL;
-	char	   *to = NULL;
+	char			  *from = NULL;
+	char			  *to = NULL;
 
 	(void) JsonbIteratorNext(&it, &key, true);
 	while ((token = JsonbIteratorNext(&it, &key, true)) == WJB_KEY)
 	{
-		char	   *name = string_of(&key);
+		char			 *name = string_of(&key);
 		const ElementKey *known = NULL;
-		JsonbValue	value;
+		JsonbValue		  value;
 
 		for (int i = 0; i < lengthof(element_keys); i++)
 		{
@@ -577,7 +561,8 @@ add_object(ParseState *state, JsonbValue *element)
 			to = string_of(&value);
 	}
 	if (from == NULL)
-		bad_element("an object has no \"from\"", "Name the source table: {\"from\": \"schema.table\"}.");
+		bad_element("an object has no \"from\"",
+					"Name the source table: {\"from\": \"schema.table\"}.");
 	add_table(state, from, to, object);
 }
 
@@ -585,27 +570,26 @@ add_object(ParseState *state, JsonbValue *element)
 static void
 check_overlaps(List *specs)
 {
-	ListCell   *lc1;
-	ListCell   *lc2;
+	ListCell *lc1;
+	ListCell *lc2;
 
 	foreach(lc1, specs)
 	{
-		TableSpec  *a = lfirst(lc1);
-		List	   *children = NIL;
+		TableSpec *a = lfirst(lc1);
+		List	  *children = NIL;
 
 		if (has_subclass(a->relid))
 			children = find_all_inheritors(a->relid, NoLock, NULL);
 		foreach(lc2, specs)
 		{
-			TableSpec  *b = lfirst(lc2);
+			TableSpec *b = lfirst(lc2);
 
 			if (a == b)
 				continue;
 			if (a->relid == b->relid)
-				ereport(ERROR,
-						(errcode(ERRCODE_DUPLICATE_OBJECT),
-						 errmsg("table %s is listed twice",
-								resync_tables_display(a->schema, a->name))));
+				ereport(ERROR, (errcode(ERRCODE_DUPLICATE_OBJECT),
+								errmsg("table %s is listed twice",
+									   resync_tables_display(a->schema, a->name))));
 			if (strcmp(a->dest_name, b->dest_name) == 0 &&
 				(a->dest_schema == NULL || strcmp(a->dest_schema, b->dest_schema) == 0))
 				ereport(ERROR,
@@ -617,12 +601,13 @@ check_overlaps(List *specs)
 								   resync_tables_display(b->schema, b->name)),
 						 errhint("Name another destination with \"schema.table:destination\".")));
 			if (list_member_oid(children, b->relid))
-				ereport(ERROR,
-						(errcode(ERRCODE_DUPLICATE_OBJECT),
-						 errmsg("table %s is part of %s, which is listed as well",
-								resync_tables_display(b->schema, b->name),
-								resync_tables_display(a->schema, a->name)),
-						 errhint("A partitioned or inherited table is mirrored with all its parts.")));
+				ereport(
+					ERROR,
+					(errcode(ERRCODE_DUPLICATE_OBJECT),
+					 errmsg("table %s is part of %s, which is listed as well",
+							resync_tables_display(b->schema, b->name),
+							resync_tables_display(a->schema, a->name)),
+					 errhint("A partitioned or inherited table is mirrored with all its parts.")));
 		}
 	}
 }
@@ -630,7 +615,7 @@ check_overlaps(List *specs)
 List *
 resync_tables_parse(Jsonb *tables, const char *peer_type)
 {
-	ParseState	state = {.peer_type = peer_type};
+	ParseState		state = {.peer_type = peer_type};
 	JsonbContainer *root = &tables->root;
 
 	for (int i = 0; i < lengthof(peer_names); i++)
@@ -645,10 +630,9 @@ resync_tables_parse(Jsonb *tables, const char *peer_type)
 		elog(ERROR, "unknown peer type \"%s\"", peer_type);
 
 	if (!JB_ROOT_IS_ARRAY(tables) || JB_ROOT_IS_SCALAR(tables) || JB_ROOT_COUNT(tables) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("\"tables\" must be an array of one table or more"),
-				 errhint("For example: '[\"public.customers\", \"sales.*\"]'.")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("\"tables\" must be an array of one table or more"),
+						errhint("For example: '[\"public.customers\", \"sales.*\"]'.")));
 	for (uint32 i = 0; i < JB_ROOT_COUNT(tables); i++)
 	{
 		JsonbValue *v = getIthJsonbValueFromContainer(root, i);

@@ -12,12 +12,12 @@
 /* One source table and where it goes. */
 typedef struct TableSpec
 {
-	Oid			relid;
-	char	   *schema;
-	char	   *name;
-	char	   *dest_schema;	/* NULL where the destination has none */
-	char	   *dest_name;
-	Jsonb	   *object;			/* the element as given, or NULL: it was a
+	Oid	   relid;
+	char  *schema;
+	char  *name;
+	char  *dest_schema; /* NULL where the destination has none */
+	char  *dest_name;
+	Jsonb *object; /* the element as given, or NULL: it was a
 								 * string */
 } TableSpec;
 
@@ -30,4 +30,4 @@ extern List *resync_tables_parse(Jsonb *tables, const char *peer_type);
 /* "schema.table", quoted where SQL would need it; schema may be NULL. */
 extern char *resync_tables_display(const char *schema, const char *name);
 
-#endif							/* RESYNC_API_TABLES_H */
+#endif /* RESYNC_API_TABLES_H */

@@ -45,21 +45,20 @@ typedef enum Rank
 /* A mirror and its newest run, as committed at this moment. */
 typedef struct Now
 {
-	char	   *status;
-	char	   *error;
-	char	   *error_sqlstate;
-	int64		live_run;		/* 0 = none */
-	XLogRecPtr	live_confirmed;
-	int64		run;			/* newest, 0 = none */
-	char	   *phase;
-	char	   *outcome;
-	char	   *run_error;
-	char	   *run_sqlstate;
+	char	  *status;
+	char	  *error;
+	char	  *error_sqlstate;
+	int64	   live_run; /* 0 = none */
+	XLogRecPtr live_confirmed;
+	int64	   run; /* newest, 0 = none */
+	char	  *phase;
+	char	  *outcome;
+	char	  *run_error;
+	char	  *run_sqlstate;
 } Now;
 
-static const char *const statuses[] = {
-	"setup", "snapshot", "running", "pausing", "paused", "failed", "completed", "terminating"
-};
+static const char *const statuses[] = {"setup",	 "snapshot", "running",	  "pausing",
+									   "paused", "failed",	 "completed", "terminating"};
 
 /*
  * Read it under a fresh snapshot, whatever the transaction's isolation level,
@@ -70,34 +69,34 @@ static bool
 look(int64 mirror, Now *now)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Oid			save_user;
-	int			save_context;
-	Datum		arg = Int64GetDatum(mirror);
-	Oid			type = INT8OID;
-	bool		found;
+	Oid			  save_user;
+	int			  save_context;
+	Datum		  arg = Int64GetDatum(mirror);
+	Oid			  type = INT8OID;
+	bool		  found;
 
 	memset(now, 0, sizeof(Now));
 	GetUserIdAndSecContext(&save_user, &save_context);
-	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID,
-						   save_context | SECURITY_LOCAL_USERID_CHANGE);
+	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, save_context | SECURITY_LOCAL_USERID_CHANGE);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	PushActiveSnapshot(GetLatestSnapshot());
-	if (SPI_execute_with_args("SELECT m.status, m.error, m.error_sqlstate, m.live_run, l.confirmed_lsn,"
-							  " m.newest_run, n.phase, n.outcome, n.error, n.error_sqlstate"
-							  " FROM peerdb._mirror m"
-							  " LEFT JOIN peerdb._run l ON l.run OPERATOR(pg_catalog.=) m.live_run"
-							  " LEFT JOIN peerdb._run n ON n.run OPERATOR(pg_catalog.=) m.newest_run"
-							  " WHERE m.id OPERATOR(pg_catalog.=) $1",
-							  1, &type, &arg, NULL, true, 1) != SPI_OK_SELECT)
+	if (SPI_execute_with_args(
+			"SELECT m.status, m.error, m.error_sqlstate, m.live_run, l.confirmed_lsn,"
+			" m.newest_run, n.phase, n.outcome, n.error, n.error_sqlstate"
+			" FROM peerdb._mirror m"
+			" LEFT JOIN peerdb._run l ON l.run OPERATOR(pg_catalog.=) m.live_run"
+			" LEFT JOIN peerdb._run n ON n.run OPERATOR(pg_catalog.=) m.newest_run"
+			" WHERE m.id OPERATOR(pg_catalog.=) $1",
+			1, &type, &arg, NULL, true, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not read the state of mirror " INT64_FORMAT, mirror);
 	found = SPI_processed > 0;
 	if (found)
 	{
-		HeapTuple	tup = SPI_tuptable->vals[0];
-		TupleDesc	desc = SPI_tuptable->tupdesc;
-		bool		isnull;
-		Datum		d;
+		HeapTuple tup = SPI_tuptable->vals[0];
+		TupleDesc desc = SPI_tuptable->tupdesc;
+		bool	  isnull;
+		Datum	  d;
 
 		now->status = resync_api_copy_value(context, 0, 1);
 		now->error = resync_api_copy_value(context, 0, 2);
@@ -122,31 +121,28 @@ look(int64 mirror, Now *now)
 static void
 raise_gone(const char *name)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_UNDEFINED_OBJECT),
-			 errmsg("mirror \"%s\" does not exist any more", name)));
+	ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+					errmsg("mirror \"%s\" does not exist any more", name)));
 }
 
 /* Raise what a worker ended with, as kept in the catalog. */
 static void
 raise_kept(const char *name, int64 run, const char *what, const char *sqlstate, const char *error)
 {
-	int			code = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
+	int code = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
 
 	if (sqlstate != NULL && strlen(sqlstate) == 5 && strcmp(sqlstate, "00000") != 0)
 		code = MAKE_SQLSTATE(sqlstate[0], sqlstate[1], sqlstate[2], sqlstate[3], sqlstate[4]);
 	else if (strcmp(what, "cancelled") == 0)
 		code = ERRCODE_QUERY_CANCELED;
 	if (run != 0)
-		ereport(ERROR,
-				(errcode(code),
-				 error != NULL ? errmsg("run " INT64_FORMAT " of mirror \"%s\" was %s: %s",
-										run, name, what, error)
-				 : errmsg("run " INT64_FORMAT " of mirror \"%s\" was %s", run, name, what)));
-	ereport(ERROR,
-			(errcode(code),
-			 error != NULL ? errmsg("mirror \"%s\" failed: %s", name, error)
-			 : errmsg("mirror \"%s\" failed", name)));
+		ereport(ERROR, (errcode(code),
+						error != NULL ? errmsg("run " INT64_FORMAT " of mirror \"%s\" was %s: %s",
+											   run, name, what, error)
+									  : errmsg("run " INT64_FORMAT " of mirror \"%s\" was %s", run,
+											   name, what)));
+	ereport(ERROR, (errcode(code), error != NULL ? errmsg("mirror \"%s\" failed: %s", name, error)
+												 : errmsg("mirror \"%s\" failed", name)));
 }
 
 /* Raise if the newest run, or the mirror, has come to a bad end. */
@@ -159,8 +155,7 @@ raise_if_over(const char *name, const Now *now)
 		raise_kept(name, now->run, "cancelled", now->run_sqlstate, now->run_error);
 	if (strcmp(now->status, "failed") == 0 ||
 		(now->outcome != NULL && strcmp(now->outcome, "failed") == 0))
-		raise_kept(name, 0, "failed",
-				   now->error != NULL ? now->error_sqlstate : now->run_sqlstate,
+		raise_kept(name, 0, "failed", now->error != NULL ? now->error_sqlstate : now->run_sqlstate,
 				   now->error != NULL ? now->error : now->run_error);
 }
 
@@ -202,7 +197,7 @@ rank_of_phase(const char *phase)
 static bool
 reached(const Now *now, const char *status)
 {
-	Rank		wanted = rank_of_status(status);
+	Rank wanted = rank_of_status(status);
 
 	if (strcmp(now->status, status) == 0)
 		return true;
@@ -211,7 +206,7 @@ reached(const Now *now, const char *status)
 	if (rank_of_status(now->status) >= wanted)
 		return true;
 	return strcmp(now->status, "failed") != 0 && strcmp(now->status, "terminating") != 0 &&
-		rank_of_phase(now->phase) >= wanted;
+		   rank_of_phase(now->phase) >= wanted;
 }
 
 /* When a wait that begins now has to end. */
@@ -221,9 +216,8 @@ deadline_of(FunctionCallInfo fcinfo, int arg)
 	TimestampTz start = GetCurrentTimestamp();
 
 	resync_api_not_null(fcinfo, arg, "timeout");
-	return DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-												   TimestampTzGetDatum(start),
-												   PG_GETARG_DATUM(arg)));
+	return DatumGetTimestampTz(DirectFunctionCall2(
+		timestamptz_pl_interval, TimestampTzGetDatum(start), PG_GETARG_DATUM(arg)));
 }
 
 /* Sleep until the next look.  False: the deadline (0 = none) has passed. */
@@ -232,8 +226,8 @@ pause_until_next_look(TimestampTz deadline)
 {
 	if (deadline != 0 && GetCurrentTimestamp() >= deadline)
 		return false;
-	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-					 POLL_MS, PG_WAIT_EXTENSION);
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, POLL_MS,
+					 PG_WAIT_EXTENSION);
 	ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();
 	return true;
@@ -242,13 +236,12 @@ pause_until_next_look(TimestampTz deadline)
 static void
 raise_timeout(const char *name, const Now *now, const char *what)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_QUERY_CANCELED),
-			 errmsg("timeout while waiting for mirror \"%s\" to %s", name, what),
-			 now->phase != NULL ?
-			 errdetail("Its status is \"%s\", its run " INT64_FORMAT " is in phase \"%s\".",
-					   now->status, now->run, now->phase) :
-			 errdetail("Its status is \"%s\".", now->status)));
+	ereport(ERROR, (errcode(ERRCODE_QUERY_CANCELED),
+					errmsg("timeout while waiting for mirror \"%s\" to %s", name, what),
+					now->phase != NULL ? errdetail("Its status is \"%s\", its run " INT64_FORMAT
+												   " is in phase \"%s\".",
+												   now->status, now->run, now->phase)
+									   : errdetail("Its status is \"%s\".", now->status)));
 }
 
 /* peerdb_mirror_status(mirror) */
@@ -256,7 +249,8 @@ Datum
 peerdb_mirror_status(PG_FUNCTION_ARGS)
 {
 	resync_api_require_preload();
-	PG_RETURN_TEXT_P(cstring_to_text(resync_api_find_mirror(resync_api_text(fcinfo, 0, "mirror"))->status));
+	PG_RETURN_TEXT_P(
+		cstring_to_text(resync_api_find_mirror(resync_api_text(fcinfo, 0, "mirror"))->status));
 }
 
 /*
@@ -267,25 +261,24 @@ static void
 refuse_writer(const char *function)
 {
 	if (TransactionIdIsValid(GetTopTransactionIdIfAny()))
-		ereport(ERROR,
-				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-				 errmsg("%s cannot be called in a transaction that has written", function),
-				 errdetail("The work starts when the transaction commits."),
-				 errhint("Commit first.")));
+		ereport(ERROR, (errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+						errmsg("%s cannot be called in a transaction that has written", function),
+						errdetail("The work starts when the transaction commits."),
+						errhint("Commit first.")));
 }
 
 /* peerdb_wait_for_status(mirror, status, timeout) */
 Datum
 peerdb_wait_for_status(PG_FUNCTION_ARGS)
 {
-	char	   *name;
-	char	   *status;
-	TimestampTz deadline;
-	MirrorRow  *mirror;
+	char		 *name;
+	char		 *status;
+	TimestampTz	  deadline;
+	MirrorRow	 *mirror;
 	MemoryContext context;
 	MemoryContext caller = CurrentMemoryContext;
-	bool		known = false;
-	Now			now;
+	bool		  known = false;
+	Now			  now;
 
 	resync_api_require_preload();
 	name = resync_api_text(fcinfo, 0, "mirror");
@@ -294,17 +287,18 @@ peerdb_wait_for_status(PG_FUNCTION_ARGS)
 	for (int i = 0; i < lengthof(statuses); i++)
 		known |= strcmp(statuses[i], status) == 0;
 	if (!known)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("unknown status \"%s\"", status),
-				 errhint("Valid statuses are: setup, snapshot, running, pausing, paused, failed, completed, terminating.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("unknown status \"%s\"", status),
+			 errhint(
+				 "Valid statuses are: setup, snapshot, running, pausing, paused, failed, completed, terminating.")));
 	refuse_writer("peerdb_wait_for_status");
 	mirror = resync_api_find_mirror(name);
 
 	context = AllocSetContextCreate(caller, "resync wait", ALLOCSET_SMALL_SIZES);
 	for (;;)
 	{
-		char	   *result;
+		char *result;
 
 		MemoryContextReset(context);
 		MemoryContextSwitchTo(context);
@@ -332,18 +326,17 @@ peerdb_wait_for_status(PG_FUNCTION_ARGS)
 XLogRecPtr
 resync_api_current_lsn(void)
 {
-	XLogRecPtr	lsn;
-	uint32		offset;
+	XLogRecPtr lsn;
+	uint32	   offset;
 
 	if (RecoveryInProgress())
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("recovery is in progress"),
-				 errhint("Mirrors follow the primary server.")));
+				 errmsg("recovery is in progress"), errhint("Mirrors follow the primary server.")));
 	lsn = GetXLogInsertRecPtr();
 	offset = lsn % XLOG_BLCKSZ;
-	if (offset == (XLogSegmentOffset(lsn, wal_segment_size) < XLOG_BLCKSZ ?
-				   SizeOfXLogLongPHD : SizeOfXLogShortPHD))
+	if (offset == (XLogSegmentOffset(lsn, wal_segment_size) < XLOG_BLCKSZ ? SizeOfXLogLongPHD
+																		  : SizeOfXLogShortPHD))
 		lsn -= offset;
 	XLogFlush(lsn);
 	return lsn;
@@ -373,8 +366,8 @@ resync_api_wait_for_lsn(const char *name, XLogRecPtr lsn, TimestampTz deadline)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	MemoryContext context = AllocSetContextCreate(caller, "resync wait", ALLOCSET_SMALL_SIZES);
-	MirrorRow  *mirror = resync_api_find_mirror(name);
-	Now			now;
+	MirrorRow	 *mirror = resync_api_find_mirror(name);
+	Now			  now;
 
 	for (;;)
 	{
@@ -389,10 +382,10 @@ resync_api_wait_for_lsn(const char *name, XLogRecPtr lsn, TimestampTz deadline)
 			raise_if_over(name, &now);
 		if (strcmp(now.status, "pausing") == 0 || strcmp(now.status, "paused") == 0 ||
 			strcmp(now.status, "completed") == 0 || strcmp(now.status, "terminating") == 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("mirror \"%s\" is not going to reach %X/%X", name, LSN_FORMAT_ARGS(lsn)),
-					 errdetail("Its status is \"%s\".", now.status)));
+			ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+							errmsg("mirror \"%s\" is not going to reach %X/%X", name,
+								   LSN_FORMAT_ARGS(lsn)),
+							errdetail("Its status is \"%s\".", now.status)));
 		if (!pause_until_next_look(deadline))
 			raise_timeout(name, &now, psprintf("reach %X/%X", LSN_FORMAT_ARGS(lsn)));
 	}

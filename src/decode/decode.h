@@ -57,6 +57,25 @@ typedef struct DecodeConfig
 	void	   *make_encoder_arg;
 } DecodeConfig;
 
+/* A column that was added at the source while the mirror streamed. */
+typedef struct AddedColumn
+{
+	int			ordinal;		/* of the table */
+	NameData	name;
+	AttrNumber	attnum;
+	Oid			typid;
+	int32		typmod;
+	bool		notnull;
+	bool		generated;
+} AddedColumn;
+
+/*
+ * A copy of the table, in the current context, with one more column.  Only for
+ * built-in types, whose name and bytes mean the same at every destination.
+ */
+extern ResyncTable *resync_decode_table_with_column(const ResyncTable *table,
+													const AddedColumn *added);
+
 typedef struct Decoder Decoder;
 
 /* Counters per table, since the decoder was opened. */

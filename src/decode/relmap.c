@@ -158,33 +158,28 @@ is_ignored(RelMap *map, int index, const char *name)
 	return false;
 }
 
-/*
- * A copy of the table with one more column, in the map's context: batches may
- * still refer to the old version.
- */
-static ResyncTable *
-table_with_column(RelMap *map, const ResyncTable *table, Form_pg_attribute att, Oid base,
-				  int32 typmod)
+ResyncTable *
+resync_decode_table_with_column(const ResyncTable *table, const AddedColumn *added)
 {
-	MemoryContext old = MemoryContextSwitchTo(map->context);
 	ResyncTable *copy = palloc(sizeof(ResyncTable));
 	ResyncColumn *col;
+	int32		typmod = added->typmod;
+	Oid			base = getBaseTypeAndTypmod(added->typid, &typmod);
 
 	*copy = *table;
 	copy->cols = palloc0((table->ncols + 1) * sizeof(ResyncColumn));
 	memcpy(copy->cols, table->cols, table->ncols * sizeof(ResyncColumn));
 	col = &copy->cols[copy->ncols++];
-	col->name = pstrdup(NameStr(att->attname));
-	col->attnum = att->attnum;
-	col->typid = att->atttypid;
-	col->typmod = att->atttypmod;
-	col->notnull = att->attnotnull;
-	col->generated = (att->attgenerated != '\0');
+	col->name = pstrdup(NameStr(added->name));
+	col->attnum = added->attnum;
+	col->typid = added->typid;
+	col->typmod = added->typmod;
+	col->notnull = added->notnull;
+	col->generated = added->generated;
 	col->dest_name = col->name;
 	col->dest_type = format_type_extended(base, typmod,
 										  FORMAT_TYPE_TYPEMOD_GIVEN | FORMAT_TYPE_FORCE_QUALIFY);
 	col->wire = (table->ncols > 0 && strcmp(table->cols[0].wire, "text") == 0) ? "text" : "binary";
-	MemoryContextSwitchTo(old);
 	return copy;
 }
 
@@ -197,6 +192,8 @@ add_column(RelMap *map, int index, Relation rel, Form_pg_attribute att)
 {
 	ResyncTable *table = map->config->tables[index];
 	ResyncTable *newer;
+	AddedColumn added;
+	MemoryContext old;
 	Oid			base;
 	Oid			element;
 	bool		varlena;
@@ -220,7 +217,18 @@ add_column(RelMap *map, int index, Relation rel, Form_pg_attribute att)
 		default_text = OidOutputFunctionCall(outfn,
 											 desc->constr->missing[att->attnum - 1].am_value);
 	}
-	newer = table_with_column(map, table, att, base, typmod);
+	added.ordinal = table->ordinal;
+	added.name = att->attname;
+	added.attnum = att->attnum;
+	added.typid = att->atttypid;
+	added.typmod = att->atttypmod;
+	added.notnull = att->attnotnull;
+	added.generated = (att->attgenerated != '\0');
+
+	/* in the map's context: batches may still refer to the old version */
+	old = MemoryContextSwitchTo(map->context);
+	newer = resync_decode_table_with_column(table, &added);
+	MemoryContextSwitchTo(old);
 	map->config->tables[index] = newer;
 	resync_batch_add_column(map->config->batch, newer, default_text);
 }

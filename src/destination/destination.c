@@ -9,6 +9,8 @@
 
 #include "destination/destination.h"
 
+#include "net/pq.h"
+
 /* Wrappers of ours, and the methods behind them.  NULL: not available yet. */
 static const struct
 {
@@ -52,4 +54,10 @@ resync_destination_require(const char *wrapper)
 			(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 			 errmsg("a server of foreign-data wrapper \"%s\" cannot be a peer", wrapper),
 			 errhint("Use a server of \"peerdb_postgres\" or \"postgres_fdw\".")));
+}
+
+void
+resync_destination_set_wait_hook(void (*hook) (void))
+{
+	resync_pq_wait_hook = hook;
 }

@@ -183,6 +183,12 @@ struct DestinationRoutine
 	bool		(*is_swapped) (Destination *dest, const ResyncTable *table);
 };
 
+/*
+ * Called whenever a wait for a destination is over because the process latch
+ * was set; may raise, which gives up what is under way.  NULL: nothing.
+ */
+extern void resync_destination_set_wait_hook(void (*hook) (void));
+
 /* By wrapper name ("peerdb_postgres", "postgres_fdw", ...).  NULL: unknown. */
 extern const DestinationRoutine *resync_destination_routine(const char *wrapper);
 

@@ -19,6 +19,7 @@
 #include "utils/timestamp.h"
 
 #define NOTE_INTERVAL_MS 1000
+#define QUIT_TIMEOUT_MS 2000
 
 /* Take a shared memory entry for a run. */
 void
@@ -171,6 +172,51 @@ wait_child(BackgroundWorkerHandle **handle)
 	*handle = NULL;
 }
 
+/*
+ * The load is over: idle copiers are let go.  Whoever does not go by itself
+ * is told by a signal later.
+ */
+void
+resync_children_dismiss_copiers(RunCtl *ctl)
+{
+	TimestampTz start = GetCurrentTimestamp();
+	bool		alive = true;
+
+	for (int i = 0; i < ctl->rs->ncopiers; i++)
+	{
+		CopierShared *cs = &ctl->rs->copiers[i];
+		int			pgprocno = -1;
+
+		LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+		if (cs->state == COPIER_IDLE)
+		{
+			cs->state = COPIER_QUIT;
+			pgprocno = cs->pgprocno;
+		}
+		LWLockRelease(ResyncShmem->lock);
+		resync_shmem_wake(pgprocno);
+	}
+	while (alive && !TimestampDifferenceExceeds(start, GetCurrentTimestamp(), QUIT_TIMEOUT_MS))
+	{
+		pid_t		pid;
+
+		alive = false;
+		for (int i = 0; i < RESYNC_MAX_COPIERS; i++)
+		{
+			if (ctl->copiers[i] != NULL &&
+				GetBackgroundWorkerPid(ctl->copiers[i], &pid) != BGWH_STOPPED)
+				alive = true;
+		}
+		if (!alive)
+			break;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 20,
+						 PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	resync_children_stop_copiers(ctl);
+}
+
 void
 resync_children_stop_copiers(RunCtl *ctl)
 {
@@ -187,6 +233,28 @@ resync_children_stop_copiers(RunCtl *ctl)
 	ctl->rs->copier_error.set = false;
 }
 
+/* A streamer that listens ends by itself, without a message in the log. */
+static void
+dismiss_streamer(RunCtl *ctl)
+{
+	TimestampTz start = GetCurrentTimestamp();
+	pid_t		pid;
+
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+	ctl->rs->command = STREAMER_EXIT;
+	LWLockRelease(ResyncShmem->lock);
+	resync_shmem_wake(ctl->rs->streamer_pgprocno);
+	while (ctl->streamer != NULL &&
+		   GetBackgroundWorkerPid(ctl->streamer, &pid) != BGWH_STOPPED &&
+		   !TimestampDifferenceExceeds(start, GetCurrentTimestamp(), QUIT_TIMEOUT_MS))
+	{
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 20,
+						 PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
 /* All processes of the run; the entry stays. */
 void
 resync_children_stop(RunCtl *ctl)
@@ -194,6 +262,7 @@ resync_children_stop(RunCtl *ctl)
 	if (ctl->run == 0)
 		return;
 	resync_children_stop_copiers(ctl);
+	dismiss_streamer(ctl);
 	wait_child(&ctl->streamer);
 	ctl->rs->streamer_error.set = false;
 	ctl->rs->command = STREAMER_NONE;
@@ -226,6 +295,31 @@ resync_children_kill(RunCtl *ctl)
 	resync_shmem_release_run(ctl->rs);
 }
 
+/* Columns that were added on the fly, into the tables' plans. */
+static void
+note_columns(RunCtl *ctl, const AddedColumn *added, int nadded)
+{
+	int			ntables;
+	ResyncTable **tables = resync_catalog_run_tables(ctl->run, &ntables);
+
+	for (int i = 0; i < nadded; i++)
+	{
+		for (int t = 0; t < ntables; t++)
+		{
+			bool		known = false;
+
+			if (tables[t]->ordinal != added[i].ordinal)
+				continue;
+			for (int c = 0; c < tables[t]->ncols && !known; c++)
+				known = strcmp(tables[t]->cols[c].name, NameStr(added[i].name)) == 0;
+			if (known)
+				continue;
+			tables[t] = resync_decode_table_with_column(tables[t], &added[i]);
+			resync_catalog_put_plan(ctl->run, tables[t]);
+		}
+	}
+}
+
 /*
  * Applied batches, counters and the confirmed LSN into the catalog, at most
  * once a second unless forced.
@@ -244,6 +338,8 @@ resync_children_note(Coordinator *co, RunCtl *ctl, bool force)
 					deletes;
 	}		   *counts;
 	int			ncounts = 0;
+	AddedColumn added[RESYNC_MAX_ADDED];
+	int			nadded;
 	XLogRecPtr	applied;
 
 	if (ctl->run == 0)
@@ -278,9 +374,12 @@ resync_children_note(Coordinator *co, RunCtl *ctl, bool force)
 	}
 	if (ncounts > 0)
 		memset(rs->counts, 0, sizeof(rs->counts));
+	nadded = rs->nadded;
+	memcpy(added, rs->added, nadded * sizeof(AddedColumn));
+	rs->nadded = 0;
 	applied = pg_atomic_read_u64(&rs->applied_lsn);
 	LWLockRelease(ResyncShmem->lock);
-	if (n == 0 && (applied == ctl->noted_lsn || applied == 0))
+	if (n == 0 && nadded == 0 && (applied == ctl->noted_lsn || applied == 0))
 		return;
 
 	resync_catalog_begin();
@@ -289,6 +388,8 @@ resync_children_note(Coordinator *co, RunCtl *ctl, bool force)
 	for (int i = 0; i < ncounts; i++)
 		resync_catalog_set_table_counts(ctl->run, counts[i].table, counts[i].inserts,
 										counts[i].updates, counts[i].deletes);
+	if (nadded > 0)
+		note_columns(ctl, added, nadded);
 	if (applied != 0 && applied != ctl->noted_lsn)
 		resync_catalog_set_confirmed(ctl->run, applied);
 	resync_catalog_commit();

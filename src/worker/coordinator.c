@@ -24,7 +24,6 @@
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "executor/spi.h"
-#include "net/pq.h"
 #include "net/retry.h"
 #include "pgstat.h"
 #include "postmaster/interrupt.h"
@@ -602,7 +601,7 @@ resync_coordinator_main(Datum arg)
 		proc_exit(0);
 	self = co;
 	before_shmem_exit(coordinator_exit, 0);
-	resync_pq_wait_hook = interrupt_wait;
+	resync_destination_set_wait_hook(interrupt_wait);
 
 	for (;;)
 	{

@@ -65,6 +65,7 @@ typedef struct Coordinator
 extern void resync_children_attach(Coordinator *co, RunCtl *ctl, int64 run);
 extern StreamerState resync_children_streamer(RunCtl *ctl, const WorkerArgs *args,
 											  StreamerCommand command, XLogRecPtr hold_at_least);
+extern void resync_children_dismiss_copiers(RunCtl *ctl);
 extern void resync_children_stop_copiers(RunCtl *ctl);
 extern void resync_children_stop(RunCtl *ctl);
 extern void resync_children_detach(RunCtl *ctl);

@@ -108,7 +108,7 @@ wait_for_partition(Copier *c)
 				  c->rs->streamer != STREAMER_EXPORTED ||
 				  strcmp(c->rs->snapshot_name, c->snapshot_name) != 0);
 		LWLockRelease(ResyncShmem->lock);
-		if (orphan)
+		if (orphan || state == COPIER_QUIT)
 			return false;
 		if (state == COPIER_WORKING)
 			return true;

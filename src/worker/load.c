@@ -502,7 +502,7 @@ resync_load_step(Coordinator *co)
 	if (co->load.ndone < co->load.npartitions)
 		return 1000;
 
-	resync_children_stop_copiers(&co->build);
+	resync_children_dismiss_copiers(&co->build);
 	(void) resync_children_streamer(&co->build, &co->args, STREAMER_HOLD, 0);
 	verify_counts(co);
 	resync_catalog_begin();

@@ -32,9 +32,9 @@ resync_peercall_version(Oid server, Oid user)
 	MemoryContext caller = CurrentMemoryContext;
 	MemoryContext context = AllocSetContextCreate(caller, "resync call", ALLOCSET_DEFAULT_SIZES);
 	const DestinationRoutine *routine;
-	ResyncPeer *peer;
-	Destination *dest;
-	char	   *version;
+	ResyncPeer				 *peer;
+	Destination				 *dest;
+	char					 *version;
 
 	MemoryContextSwitchTo(context);
 	peer = resync_catalog_peer(server, user);
@@ -66,12 +66,12 @@ make_id(const MirrorRow *mirror, int64 run)
 typedef struct CheckState
 {
 	const DestinationRoutine *routine;
-	const ResyncPeer *peer;
-	const ResyncRunId *id;
-	bool		live_expected;
-	Destination *dest;
-	List	   *warnings;		/* of char * */
-	char	   *version;
+	const ResyncPeer		 *peer;
+	const ResyncRunId		 *id;
+	bool					  live_expected;
+	Destination				 *dest;
+	List					 *warnings; /* of char * */
+	char					 *version;
 } CheckState;
 
 /* table NULL: connect only. */
@@ -100,7 +100,7 @@ try_check(CheckState *state, ResyncTable *table)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
-	char	   *volatile error = NULL;
+	char *volatile error = NULL;
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
@@ -113,7 +113,7 @@ try_check(CheckState *state, ResyncTable *table)
 	}
 	PG_CATCH();
 	{
-		ErrorData  *edata;
+		ErrorData *edata;
 
 		MemoryContextSwitchTo(context);
 		edata = CopyErrorData();
@@ -125,7 +125,7 @@ try_check(CheckState *state, ResyncTable *table)
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;
 		error = edata->detail != NULL ? psprintf("%s: %s", edata->message, edata->detail)
-			: pstrdup(edata->message);
+									  : pstrdup(edata->message);
 		if (state->dest != NULL)
 		{
 			state->routine->close(state->dest);
@@ -141,11 +141,11 @@ check_tables(CheckState *state, ResyncTable **tables, int ntables, PeerCallRepor
 {
 	for (int i = 0; i < ntables; i++)
 	{
-		char	   *check = psprintf("destination table %s%s%s",
-									 tables[i]->dest_schema ? tables[i]->dest_schema : "",
-									 tables[i]->dest_schema ? "." : "", tables[i]->dest_name);
-		char	   *error;
-		ListCell   *lc;
+		char	 *check = psprintf("destination table %s%s%s",
+							   tables[i]->dest_schema ? tables[i]->dest_schema : "",
+							   tables[i]->dest_schema ? "." : "", tables[i]->dest_name);
+		char	 *error;
+		ListCell *lc;
 
 		state->warnings = NIL;
 		error = try_check(state, tables[i]);
@@ -164,8 +164,8 @@ resync_peercall_check(const MirrorRow *mirror, ResyncTable **tables, int ntables
 {
 	MemoryContext caller = CurrentMemoryContext;
 	MemoryContext context = AllocSetContextCreate(caller, "resync call", ALLOCSET_DEFAULT_SIZES);
-	CheckState	state = {0};
-	char	   *error;
+	CheckState	  state = {0};
+	char		 *error;
 
 	MemoryContextSwitchTo(context);
 	state.peer = resync_catalog_peer(mirror->server, mirror->owner);
@@ -193,8 +193,8 @@ resync_peercall_count(const MirrorRow *mirror, ResyncTable **tables, int ntables
 	MemoryContext caller = CurrentMemoryContext;
 	MemoryContext context = AllocSetContextCreate(caller, "resync call", ALLOCSET_DEFAULT_SIZES);
 	const DestinationRoutine *routine;
-	ResyncPeer *peer;
-	Destination *dest;
+	ResyncPeer				 *peer;
+	Destination				 *dest;
 
 	MemoryContextSwitchTo(context);
 	peer = resync_catalog_peer(mirror->server, mirror->owner);

@@ -22,8 +22,7 @@ extern char *resync_peercall_version(Oid server, Oid user);
  * One finding of the destination.  level: "ok", "warning" or "error"; the texts
  * live during the call.
  */
-typedef void (*PeerCallReport) (void *arg, const char *check, const char *level,
-								const char *detail);
+typedef void (*PeerCallReport)(void *arg, const char *check, const char *level, const char *detail);
 
 /*
  * What the destination says of a resync: connects, maps columns and checks each
@@ -33,7 +32,7 @@ extern void resync_peercall_check(const MirrorRow *mirror, ResyncTable **tables,
 								  PeerCallReport report, void *arg);
 
 /* Live rows of each live table, into rows[ntables]. */
-extern void resync_peercall_count(const MirrorRow *mirror, ResyncTable **tables, int ntables,
-								  int64 *rows);
+extern void
+resync_peercall_count(const MirrorRow *mirror, ResyncTable **tables, int ntables, int64 *rows);
 
-#endif							/* RESYNC_PEERCALL_H */
+#endif /* RESYNC_PEERCALL_H */

@@ -16,6 +16,7 @@
 #include "resync.h"
 
 #include "datatype/timestamp.h"
+#include "decode/decode.h"
 #include "port/atomics.h"
 #include "storage/block.h"
 #include "storage/lwlock.h"
@@ -44,7 +45,8 @@ typedef enum StreamerCommand
 	STREAMER_SNAPSHOT,			/* slot exists: export a new snapshot */
 	STREAMER_STREAM_BUILD,		/* apply changes to the tables being built */
 	STREAMER_HOLD,				/* stop at a commit and wait */
-	STREAMER_STREAM_LIVE		/* apply changes to the live tables */
+	STREAMER_STREAM_LIVE,		/* apply changes to the live tables */
+	STREAMER_EXIT				/* end */
 } StreamerCommand;
 
 /* What it is doing. */
@@ -66,7 +68,8 @@ typedef enum CopierState
 	COPIER_WORKING,
 	COPIER_DONE,				/* rows, bytes are final; coordinator takes
 								 * note */
-	COPIER_REWRITTEN			/* the table changed after the snapshot */
+	COPIER_REWRITTEN,			/* the table changed after the snapshot */
+	COPIER_QUIT					/* nothing more to do: it may go */
 } CopierState;
 
 typedef struct CopierShared
@@ -131,6 +134,11 @@ typedef struct RunShared
 		TimestampTz started,
 					finished;
 	}			batches[RESYNC_BATCH_RING];
+
+	/* columns added on the fly, for the plan in the catalog */
+#define RESYNC_MAX_ADDED 32
+	int			nadded;
+	AddedColumn added[RESYNC_MAX_ADDED];
 
 	/* changes applied per table since the coordinator last took them */
 #define RESYNC_MAX_COUNTED 1024

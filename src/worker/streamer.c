@@ -101,7 +101,7 @@ read_command(Streamer *st, XLogRecPtr *hold_at_least)
 	*hold_at_least = st->rs->hold_at_least;
 	orphan = (st->rs->generation != st->args.generation || st->rs->coordinator_pid == 0);
 	LWLockRelease(ResyncShmem->lock);
-	if (orphan)
+	if (orphan || command == STREAMER_EXIT)
 		proc_exit(0);
 	return command;
 }
@@ -360,6 +360,38 @@ open_stream(Streamer *st)
 	st->advanced_at = GetCurrentTimestamp();
 }
 
+/*
+ * Columns that were added, which the destination has by now: into the plan, so
+ * that later processes of the run know them.  Caller holds the lock.  Without
+ * room they are left out: a later process adds them once more, which does
+ * nothing at the destination.
+ */
+static void
+note_columns(Streamer *st)
+{
+	for (int t = 0; t < st->config.ntables; t++)
+	{
+		ResyncTable *table = st->config.tables[t];
+
+		for (int c = st->run->tables[t]->ncols; c < table->ncols; c++)
+		{
+			AddedColumn *added;
+
+			if (st->rs->nadded >= RESYNC_MAX_ADDED)
+				return;
+			added = &st->rs->added[st->rs->nadded++];
+			added->ordinal = table->ordinal;
+			namestrcpy(&added->name, table->cols[c].name);
+			added->attnum = table->cols[c].attnum;
+			added->typid = table->cols[c].typid;
+			added->typmod = table->cols[c].typmod;
+			added->notnull = table->cols[c].notnull;
+			added->generated = table->cols[c].generated;
+		}
+		st->run->tables[t] = table;
+	}
+}
+
 /* Applied batches wait in a ring for the coordinator to note them. */
 static void
 note_batch(Streamer *st, XLogRecPtr first, XLogRecPtr last, int64 rows, TimestampTz started)
@@ -388,6 +420,7 @@ note_batch(Streamer *st, XLogRecPtr first, XLogRecPtr last, int64 rows, Timestam
 		rs->batches[i].rows += rows;
 		rs->batches[i].finished = GetCurrentTimestamp();
 	}
+	note_columns(st);
 	for (int t = 0; t < Min(st->config.ntables, RESYNC_MAX_COUNTED); t++)
 	{
 		rs->counts[t].inserts += counts[t].inserts - st->noted[t].inserts;
@@ -574,6 +607,7 @@ streamer_loop(Streamer *st)
 				hold(st);
 				break;
 			case STREAMER_NONE:
+			case STREAMER_EXIT:
 				nap(1000);
 				break;
 		}
