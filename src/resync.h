@@ -28,16 +28,16 @@
  */
 typedef struct ResyncPeer
 {
-	Oid			serverid;
-	char	   *servername;
-	char	   *wrapper;		/* "peerdb_postgres", "postgres_fdw",
+	Oid	  serverid;
+	char *servername;
+	char *wrapper;		  /* "peerdb_postgres", "postgres_fdw",
 								 * "peerdb_clickhouse", ... */
-	List	   *server_options; /* of DefElem, string values */
-	List	   *user_options;	/* of DefElem, string values: the owner's
+	List *server_options; /* of DefElem, string values */
+	List *user_options;	  /* of DefElem, string values: the owner's
 								 * mapping, else PUBLIC's; NIL if none */
-	Oid			owner;			/* mirror's owner */
-	bool		owner_is_superuser;
-	bool		check_password; /* connection must have authenticated with the
+	Oid	  owner;		  /* mirror's owner */
+	bool  owner_is_superuser;
+	bool  check_password; /* connection must have authenticated with the
 								 * mapping's own password */
 } ResyncPeer;
 
@@ -49,19 +49,19 @@ typedef struct ResyncPeer
  */
 typedef struct ResyncColumn
 {
-	char	   *name;			/* at the source; leaves are matched by name */
-	AttrNumber	attnum;			/* in the mirrored (root) table */
-	Oid			typid;
-	int32		typmod;
-	bool		notnull;
-	bool		generated;		/* stored generated column */
-	int			keypos;			/* 1-based position in the key, 0 = not in it */
-	char	   *dest_name;
-	char	   *dest_type;		/* as written in the destination's CREATE
+	char	  *name;   /* at the source; leaves are matched by name */
+	AttrNumber attnum; /* in the mirrored (root) table */
+	Oid		   typid;
+	int32	   typmod;
+	bool	   notnull;
+	bool	   generated; /* stored generated column */
+	int		   keypos;	  /* 1-based position in the key, 0 = not in it */
+	char	  *dest_name;
+	char	  *dest_type; /* as written in the destination's CREATE
 								 * TABLE */
-	char	   *wire;			/* a word of the destination's, which tells its
+	char	  *wire;	  /* a word of the destination's, which tells its
 								 * encoder how to send the column */
-	char	   *wire_info;		/* more of it, or NULL (PostgreSQL: pairs
+	char	  *wire_info; /* more of it, or NULL (PostgreSQL: pairs
 								 * "srcoid:destoid,..." to translate inside
 								 * values) */
 } ResyncColumn;
@@ -71,28 +71,28 @@ typedef struct ResyncColumn
  */
 typedef struct ResyncTable
 {
-	int			ordinal;		/* position in the mirror, from 0 */
-	Oid			relid;			/* root table at the source */
-	char	   *schema;
-	char	   *name;
-	char	   *dest_schema;	/* NULL where the destination has none */
-	char	   *dest_name;		/* the live table's name */
-	char	   *build_name;		/* the name under construction
+	int			  ordinal; /* position in the mirror, from 0 */
+	Oid			  relid;   /* root table at the source */
+	char		 *schema;
+	char		 *name;
+	char		 *dest_schema;	 /* NULL where the destination has none */
+	char		 *dest_name;	 /* the live table's name */
+	char		 *build_name;	 /* the name under construction
 								 * (<dest_name>_resync ...), same schema */
-	char		identity;		/* 'p' primary key, 'i' chosen index, 'f' full
+	char		  identity;		 /* 'p' primary key, 'i' chosen index, 'f' full
 								 * with all columns as key, 'n' none: no key
 								 * usable (append only) */
-	bool		identity_full;	/* old tuples carry all columns
+	bool		  identity_full; /* old tuples carry all columns
 								 * (REPLICA IDENTITY FULL), whatever the key */
-	int			nkeys;			/* number of columns with keypos > 0; 0 for a
+	int			  nkeys;		 /* number of columns with keypos > 0; 0 for a
 								 * table without key ('f' without primary key,
 								 * 'n'): rows are not compacted */
-	int			ncols;
-	ResyncColumn *cols;			/* in destination order */
-	char	   *mapping;		/* the user's mapping, JSON text */
-	bool		multi_snapshot; /* loaded under more than one snapshot: the key
+	int			  ncols;
+	ResyncColumn *cols;			  /* in destination order */
+	char		 *mapping;		  /* the user's mapping, JSON text */
+	bool		  multi_snapshot; /* loaded under more than one snapshot: the key
 								 * has to be made by de-duplication */
-	char		state;			/* RESYNC_TABLE_*, the journal */
+	char		  state;		  /* RESYNC_TABLE_*, the journal */
 } ResyncTable;
 
 /* Journal states of a run's table, in order (peerdb._run_table.state). */
@@ -105,20 +105,20 @@ typedef struct ResyncTable
 /* Settings of a mirror, parsed from its options jsonb (catalog/options.c). */
 typedef struct ResyncOptions
 {
-	bool		do_initial_copy;
-	bool		initial_copy_only;
-	int64		max_batch_size; /* rows */
-	double		sync_interval;	/* seconds; negative: the destination's default */
-	int64		snapshot_num_rows_per_partition;
-	int64		snapshot_num_partitions_override;
-	int			snapshot_max_parallel_workers;
-	int			snapshot_num_tables_in_parallel;
-	bool		soft_delete;
-	char	   *soft_delete_col_name;	/* NULL when not wanted */
-	char	   *synced_at_col_name; /* NULL when not wanted */
-	bool		disable_peerdb_columns;
-	bool		keep_serving;
-	bool		replace_existing;
+	bool   do_initial_copy;
+	bool   initial_copy_only;
+	int64  max_batch_size; /* rows */
+	double sync_interval;  /* seconds; negative: the destination's default */
+	int64  snapshot_num_rows_per_partition;
+	int64  snapshot_num_partitions_override;
+	int	   snapshot_max_parallel_workers;
+	int	   snapshot_num_tables_in_parallel;
+	bool   soft_delete;
+	char  *soft_delete_col_name; /* NULL when not wanted */
+	char  *synced_at_col_name;	 /* NULL when not wanted */
+	bool   disable_peerdb_columns;
+	bool   keep_serving;
+	bool   replace_existing;
 } ResyncOptions;
 
 /*
@@ -127,28 +127,28 @@ typedef struct ResyncOptions
  */
 typedef struct ResyncRunId
 {
-	char	   *mirror;			/* name, for messages and marks */
-	char	   *token;			/* uuid text of the mirror */
-	uint64		system_identifier;
-	Oid			database;
-	int64		run;
+	char				*mirror; /* name, for messages and marks */
+	char				*token;	 /* uuid text of the mirror */
+	uint64				 system_identifier;
+	Oid					 database;
+	int64				 run;
 	const ResyncOptions *options;
 } ResyncRunId;
 
 /* Settings (GUCs), defined in src/init.c. */
 extern PGDLLIMPORT bool resync_enabled;
-extern PGDLLIMPORT int resync_copier_buffer;	/* kB */
-extern PGDLLIMPORT int resync_batch_memory; /* kB */
-extern PGDLLIMPORT int resync_log_retention;	/* minutes */
-extern PGDLLIMPORT int resync_load_rate_limit;	/* kB/s per mirror, 0 = none */
-extern PGDLLIMPORT int resync_max_snapshot_age; /* s, 0 = none */
-extern PGDLLIMPORT int resync_max_wal_retained; /* MB, 0 = none */
-extern PGDLLIMPORT int resync_lock_yield;	/* ms */
-extern PGDLLIMPORT int resync_slot_timeout; /* s, 0 = none */
-extern PGDLLIMPORT int resync_swap_lock_timeout;	/* ms */
-extern PGDLLIMPORT int resync_max_mirrors;
+extern PGDLLIMPORT int	resync_copier_buffer;	  /* kB */
+extern PGDLLIMPORT int	resync_batch_memory;	  /* kB */
+extern PGDLLIMPORT int	resync_log_retention;	  /* minutes */
+extern PGDLLIMPORT int	resync_load_rate_limit;	  /* kB/s per mirror, 0 = none */
+extern PGDLLIMPORT int	resync_max_snapshot_age;  /* s, 0 = none */
+extern PGDLLIMPORT int	resync_max_wal_retained;  /* MB, 0 = none */
+extern PGDLLIMPORT int	resync_lock_yield;		  /* ms */
+extern PGDLLIMPORT int	resync_slot_timeout;	  /* s, 0 = none */
+extern PGDLLIMPORT int	resync_swap_lock_timeout; /* ms */
+extern PGDLLIMPORT int	resync_max_mirrors;
 
 /* Raised by every SQL function when the library is not preloaded. */
 extern bool resync_is_preloaded(void);
 
-#endif							/* RESYNC_H */
+#endif /* RESYNC_H */

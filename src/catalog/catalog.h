@@ -33,59 +33,59 @@ typedef enum RunPhase
 
 typedef struct MirrorRow
 {
-	int64		id;
-	char	   *name;
-	Oid			owner;			/* InvalidOid: the role is gone */
-	Oid			server;
-	char	   *server_name;
-	Jsonb	   *options;
-	char	   *token;
-	uint64		system_identifier;
-	Oid			database;
-	char	   *status;
-	int64		live_run;		/* 0 = none */
-	int64		newest_run;		/* 0 = none */
-	bool		want_pause;
-	bool		want_cancel;
-	char	   *want_drop;		/* NULL, "keep", "drop" */
-	char	   *error;
+	int64  id;
+	char  *name;
+	Oid	   owner; /* InvalidOid: the role is gone */
+	Oid	   server;
+	char  *server_name;
+	Jsonb *options;
+	char  *token;
+	uint64 system_identifier;
+	Oid	   database;
+	char  *status;
+	int64  live_run;   /* 0 = none */
+	int64  newest_run; /* 0 = none */
+	bool   want_pause;
+	bool   want_cancel;
+	char  *want_drop; /* NULL, "keep", "drop" */
+	char  *error;
 } MirrorRow;
 
 typedef struct RunRow
 {
-	int64		run;
-	int64		mirror;
-	bool		initial;		/* kind */
-	RunPhase	phase;
-	Jsonb	   *options;
-	bool		keep_serving;
-	int64		replaces;		/* 0 = none */
-	char	   *previous_status;
-	char	   *slot_name;		/* NULL until created */
-	XLogRecPtr	snapshot_lsn;
-	int			snapshots;
-	XLogRecPtr	catch_up_lsn;
-	XLogRecPtr	confirmed_lsn;
-	char	   *step;
-	int			crashes;
-	int			restarts;
-	char	   *outcome;
-	char	   *error;
+	int64	   run;
+	int64	   mirror;
+	bool	   initial; /* kind */
+	RunPhase   phase;
+	Jsonb	  *options;
+	bool	   keep_serving;
+	int64	   replaces; /* 0 = none */
+	char	  *previous_status;
+	char	  *slot_name; /* NULL until created */
+	XLogRecPtr snapshot_lsn;
+	int		   snapshots;
+	XLogRecPtr catch_up_lsn;
+	XLogRecPtr confirmed_lsn;
+	char	  *step;
+	int		   crashes;
+	int		   restarts;
+	char	  *outcome;
+	char	  *error;
 } RunRow;
 
 /* A row of peerdb._partition. */
 typedef struct RunPartition
 {
-	int64		partition;		/* numbered within the run */
-	int			ordinal;		/* the table */
-	Oid			relid;			/* the relation read */
+	int64		partition; /* numbered within the run */
+	int			ordinal;   /* the table */
+	Oid			relid;	   /* the relation read */
 	BlockNumber first_block;
-	BlockNumber last_block;		/* InvalidBlockNumber: open-ended */
-	int64		est_rows;		/* only put, into the table's estimate */
+	BlockNumber last_block; /* InvalidBlockNumber: open-ended */
+	int64		est_rows;	/* only put, into the table's estimate */
 	int64		est_bytes;
-	char		status;			/* PARTITION_* */
-	int			snapshot;		/* the run's how-manieth, 0 = not started */
-	int64		rows;			/* acknowledged; -1 = not known yet */
+	char		status;	  /* PARTITION_* */
+	int			snapshot; /* the run's how-manieth, 0 = not started */
+	int64		rows;	  /* acknowledged; -1 = not known yet */
 	int			attempts;
 } RunPartition;
 
@@ -106,8 +106,8 @@ typedef struct RunBatch
 /* A slot that may exist, whatever happened. */
 typedef struct CleanupRow
 {
-	char	   *slot_name;
-	int64		run;
+	char *slot_name;
+	int64 run;
 } CleanupRow;
 
 /* ---- transactions for workers (catalog/tx.c) ---- */
@@ -124,8 +124,8 @@ extern void resync_catalog_commit(void);
  * call needs its finish, also where no rows come back; calls may nest.  The
  * current context is SPI's in between.
  */
-extern uint64 resync_catalog_exec(const char *sql, int expect, int nargs,...);
-extern void resync_catalog_finish(void);
+extern uint64 resync_catalog_exec(const char *sql, int expect, int nargs, ...);
+extern void	  resync_catalog_finish(void);
 
 /* Does this database have the extension?  (No SPI.) */
 extern bool resync_catalog_exists(void);
@@ -151,15 +151,15 @@ extern Jsonb *resync_options_effective(Jsonb *options);
  * ERRCODE_INSUFFICIENT_PRIVILEGE when owner has lost USAGE on it.
  */
 extern ResyncPeer *resync_catalog_peer(Oid server, Oid owner);
-extern const char *resync_catalog_peer_type(const char *wrapper);	/* "postgres", ...;
+extern const char *resync_catalog_peer_type(const char *wrapper); /* "postgres", ...;
 																	 * NULL: not one of
 																	 * ours */
 
 /* ---- mirrors and runs (catalog/mirror.c) ---- */
-extern MirrorRow *resync_catalog_mirror(int64 id);	/* NULL: gone */
-extern MirrorRow *resync_catalog_mirror_by_name(const char *name, bool for_update);
-extern RunRow *resync_catalog_run(int64 run);	/* NULL: gone */
-extern RunPhase resync_catalog_phase_parse(const char *name);
+extern MirrorRow  *resync_catalog_mirror(int64 id); /* NULL: gone */
+extern MirrorRow  *resync_catalog_mirror_by_name(const char *name, bool for_update);
+extern RunRow	  *resync_catalog_run(int64 run); /* NULL: gone */
+extern RunPhase	   resync_catalog_phase_parse(const char *name);
 extern const char *resync_catalog_phase_name(RunPhase phase);
 extern const char *resync_catalog_phase_status(RunPhase phase); /* of a mirror in it:
 																 * "setup", "snapshot",
@@ -176,11 +176,12 @@ extern void resync_catalog_set_phase(int64 run, RunPhase from, RunPhase to);
  * The run is over.  outcome: done, refused, failed, cancelled.  Also sets the
  * mirror's status and error, except for done.
  */
-extern void resync_catalog_end_run(int64 run, const char *outcome, int sqlerrcode,
-								   const char *error);
+extern void
+resync_catalog_end_run(int64 run, const char *outcome, int sqlerrcode, const char *error);
 
 extern void resync_catalog_set_status(int64 mirror, const char *status);
-extern void resync_catalog_set_error(int64 mirror, int sqlerrcode, const char *error);	/* NULL clears */
+extern void
+resync_catalog_set_error(int64 mirror, int sqlerrcode, const char *error); /* NULL clears */
 
 /* mirror, run: 0 for none; table, detail: or NULL; sqlerrcode: or 0 */
 extern void resync_catalog_log(int64 mirror, int64 run, const char *level, const char *table,
@@ -198,24 +199,26 @@ extern void resync_catalog_delete_mirror(int64 id);
 /* ---- progress of a run (catalog/run.c) ---- */
 
 /*
- * Mark a step as started, or (NULL) the last one as done.  Returns how often in
- * a row it was started before and not finished, i.e. crashed.
+ * Crash counting (coordinator.c, note_start()): work of a phase was started, by
+ * which incarnation of the server and after how many crashes in a row; and it
+ * got on, so that those before are not in a row any more.
  */
-extern int	resync_catalog_step(int64 run, const char *step);
+extern void resync_catalog_note_start(int64 run, const char *step, int crashes);
+extern void resync_catalog_note_progress(int64 run);
 
 extern void resync_catalog_set_run_slot(int64 run, const char *slot_name, XLogRecPtr snapshot_lsn);
 extern void resync_catalog_set_snapshot(int64 run, int snapshots, XLogRecPtr catch_up_lsn);
 extern void resync_catalog_set_confirmed(int64 run, XLogRecPtr lsn);
 
 /* Slots: the row is committed before the slot is made. */
-extern void resync_catalog_add_cleanup(const char *slot_name, int64 run);
-extern void resync_catalog_remove_cleanup(const char *slot_name);
+extern void	 resync_catalog_add_cleanup(const char *slot_name, int64 run);
+extern void	 resync_catalog_remove_cleanup(const char *slot_name);
 extern List *resync_catalog_cleanups(void); /* of CleanupRow * */
 
 /* Adds rows; the table's totals grow by them. */
 extern void resync_catalog_put_partitions(int64 run, const RunPartition *partitions, int n);
-extern RunPartition *resync_catalog_partitions(int64 run, int *n);	/* by number */
-extern void resync_catalog_partition_started(int64 run, int64 partition, int snapshot);
+extern RunPartition *resync_catalog_partitions(int64 run, int *n); /* by number */
+extern void			 resync_catalog_partition_started(int64 run, int64 partition, int snapshot);
 
 /* Repeatable: counts once. */
 extern void resync_catalog_partition_done(int64 run, int64 partition, int64 rows, int64 bytes);
@@ -243,8 +246,8 @@ extern void resync_catalog_prune(void);
  * construction; 0: only looking, a rename is not noted in peerdb._table.
  * Tables are locked in ACCESS SHARE until the transaction ends.
  */
-extern ResyncTable **resync_catalog_resolve_tables(int64 mirror, int64 run,
-												   const ResyncOptions *options, int *ntables);
+extern ResyncTable **
+resync_catalog_resolve_tables(int64 mirror, int64 run, const ResyncOptions *options, int *ntables);
 
 /*
  * SELECT on every mirrored column, USAGE on the schema, and no row security
@@ -253,11 +256,11 @@ extern ResyncTable **resync_catalog_resolve_tables(int64 mirror, int64 run,
 extern void resync_catalog_check_access(Oid owner, const ResyncTable *table);
 
 extern void resync_catalog_put_run_tables(int64 run, ResyncTable **tables, int ntables);
-extern void resync_catalog_put_plan(int64 run, const ResyncTable *table);	/* its columns have
+extern void resync_catalog_put_plan(int64 run, const ResyncTable *table); /* its columns have
 																			 * changed */
 extern ResyncTable **resync_catalog_run_tables(int64 run, int *ntables);
-extern void resync_catalog_set_table_state(int64 run, int ordinal, char state);
-extern void resync_catalog_set_multi_snapshot(int64 run, int ordinal, bool multi_snapshot);
+extern void			 resync_catalog_set_table_state(int64 run, int ordinal, char state);
+extern void			 resync_catalog_set_multi_snapshot(int64 run, int ordinal, bool multi_snapshot);
 
 /* Changes applied, added to the table's counters. */
 extern void resync_catalog_set_table_counts(int64 run, int ordinal, int64 inserts, int64 updates,
@@ -266,4 +269,4 @@ extern void resync_catalog_set_table_counts(int64 run, int ordinal, int64 insert
 /* NULL clears. */
 extern void resync_catalog_set_table_error(int64 run, int ordinal, const char *error);
 
-#endif							/* RESYNC_CATALOG_H */
+#endif /* RESYNC_CATALOG_H */

@@ -22,24 +22,24 @@
 typedef struct PhaseInfo
 {
 	const char *name;
-	const char *status;			/* of the mirror */
-	uint32		next;			/* bit mask of phases that may follow */
+	const char *status; /* of the mirror */
+	uint32		next;	/* bit mask of phases that may follow */
 } PhaseInfo;
 
 #define BIT(phase) (1U << (phase))
 
 static const PhaseInfo phases[] = {
 	[PHASE_VALIDATE] = {"validate", "setup",
-	BIT(PHASE_DROP) | BIT(PHASE_CREATE_SLOT) | BIT(PHASE_ENDED)},
+						BIT(PHASE_DROP) | BIT(PHASE_CREATE_SLOT) | BIT(PHASE_ENDED)},
 	[PHASE_DROP] = {"drop", "setup", BIT(PHASE_CREATE_SLOT) | BIT(PHASE_ENDED)},
 	[PHASE_CREATE_SLOT] = {"create_slot", "setup", BIT(PHASE_CREATE_TABLES) | BIT(PHASE_ENDED)},
 	/* without initial copy there is nothing to load */
 	[PHASE_CREATE_TABLES] = {"create_tables", "setup",
-		BIT(PHASE_LOAD) | BIT(PHASE_CATCH_UP) | BIT(PHASE_SWAP) | BIT(PHASE_CREATE_SLOT) |
-	BIT(PHASE_ENDED)},
+							 BIT(PHASE_LOAD) | BIT(PHASE_CATCH_UP) | BIT(PHASE_SWAP) |
+								 BIT(PHASE_CREATE_SLOT) | BIT(PHASE_ENDED)},
 	/* back: a table was rewritten after the snapshot */
 	[PHASE_LOAD] = {"load", "snapshot",
-	BIT(PHASE_CATCH_UP) | BIT(PHASE_CREATE_SLOT) | BIT(PHASE_ENDED)},
+					BIT(PHASE_CATCH_UP) | BIT(PHASE_CREATE_SLOT) | BIT(PHASE_ENDED)},
 	[PHASE_CATCH_UP] = {"catch_up", "snapshot", BIT(PHASE_SWAP) | BIT(PHASE_ENDED)},
 	[PHASE_SWAP] = {"swap", "snapshot", BIT(PHASE_STREAM) | BIT(PHASE_ENDED)},
 	[PHASE_STREAM] = {"stream", "running", BIT(PHASE_ENDED)},
@@ -67,7 +67,7 @@ resync_catalog_phase_parse(const char *name)
 			return (RunPhase) i;
 	}
 	elog(ERROR, "unknown phase \"%s\"", name);
-	return PHASE_ENDED;			/* keep compiler quiet */
+	return PHASE_ENDED; /* keep compiler quiet */
 }
 
 static const char *
@@ -81,7 +81,7 @@ sqlstate_text(int sqlerrcode)
  * ----------------------------------------------------------------
  */
 
-#define MIRROR_COLUMNS \
+#define MIRROR_COLUMNS                                                                        \
 	"id, name, owner, server, server_name, options, token, system_identifier, database_oid, " \
 	"status, live_run, newest_run, want_pause, want_cancel, want_drop, error"
 
@@ -89,7 +89,7 @@ sqlstate_text(int sqlerrcode)
 static MirrorRow *
 mirror_from_result(MemoryContext context)
 {
-	MirrorRow  *mirror = MemoryContextAllocZero(context, sizeof(MirrorRow));
+	MirrorRow *mirror = MemoryContextAllocZero(context, sizeof(MirrorRow));
 
 	mirror->id = result_int8(0, 1, 0);
 	mirror->name = result_text(0, 2, context);
@@ -116,7 +116,7 @@ MirrorRow *
 resync_catalog_mirror(int64 id)
 {
 	MemoryContext context = CurrentMemoryContext;
-	MirrorRow  *mirror = NULL;
+	MirrorRow	 *mirror = NULL;
 
 	if (resync_catalog_exec("SELECT " MIRROR_COLUMNS " FROM peerdb._mirror WHERE id = $1",
 							SPI_OK_SELECT, 1, ARG_INT8(id)) > 0)
@@ -129,10 +129,10 @@ MirrorRow *
 resync_catalog_mirror_by_name(const char *name, bool for_update)
 {
 	MemoryContext context = CurrentMemoryContext;
-	MirrorRow  *mirror = NULL;
-	const char *sql = for_update ?
-		"SELECT " MIRROR_COLUMNS " FROM peerdb._mirror WHERE name = $1 FOR UPDATE" :
-		"SELECT " MIRROR_COLUMNS " FROM peerdb._mirror WHERE name = $1";
+	MirrorRow	 *mirror = NULL;
+	const char	 *sql = for_update ? "SELECT " MIRROR_COLUMNS
+									 " FROM peerdb._mirror WHERE name = $1 FOR UPDATE"
+								   : "SELECT " MIRROR_COLUMNS " FROM peerdb._mirror WHERE name = $1";
 
 	if (resync_catalog_exec(sql, SPI_OK_SELECT, 1, ARG_TEXT(name)) > 0)
 		mirror = mirror_from_result(context);
@@ -144,9 +144,9 @@ RunRow *
 resync_catalog_run(int64 run)
 {
 	MemoryContext context = CurrentMemoryContext;
-	RunRow	   *row = NULL;
-	char	   *kind;
-	char	   *phase;
+	RunRow		 *row = NULL;
+	char		 *kind;
+	char		 *phase;
 
 	if (resync_catalog_exec("SELECT run, mirror, kind, phase, options, keep_serving, replaces, "
 							"previous_status, slot_name, snapshot_lsn, snapshots, catch_up_lsn, "
@@ -184,15 +184,16 @@ int64 *
 resync_catalog_active_mirrors(int *nmirrors)
 {
 	MemoryContext context = CurrentMemoryContext;
-	uint64		n;
-	int64	   *ids;
+	uint64		  n;
+	int64		 *ids;
 
-	n = resync_catalog_exec("SELECT id FROM peerdb._mirror "
-							"WHERE status IN ('setup', 'snapshot', 'running', 'pausing', 'terminating') "
-							"OR want_cancel OR want_drop IS NOT NULL "
-							"OR (want_pause AND status NOT IN ('paused', 'failed', 'completed')) "
-							"ORDER BY id",
-							SPI_OK_SELECT, 0);
+	n = resync_catalog_exec(
+		"SELECT id FROM peerdb._mirror "
+		"WHERE status IN ('setup', 'snapshot', 'running', 'pausing', 'terminating') "
+		"OR want_cancel OR want_drop IS NOT NULL "
+		"OR (want_pause AND status NOT IN ('paused', 'failed', 'completed')) "
+		"ORDER BY id",
+		SPI_OK_SELECT, 0);
 	ids = MemoryContextAlloc(context, Max(n, 1) * sizeof(int64));
 	for (uint64 i = 0; i < n; i++)
 		ids[i] = result_int8(i, 1, 0);
@@ -210,14 +211,14 @@ static void
 check_transition(int64 run, RunPhase from, RunPhase to)
 {
 	if ((phases[from].next & BIT(to)) == 0)
-		elog(ERROR, "run " INT64_FORMAT " cannot go from phase %s to %s",
-			 run, phases[from].name, phases[to].name);
+		elog(ERROR, "run " INT64_FORMAT " cannot go from phase %s to %s", run, phases[from].name,
+			 phases[to].name);
 }
 
 void
 resync_catalog_set_phase(int64 run, RunPhase from, RunPhase to)
 {
-	uint64		n;
+	uint64 n;
 
 	check_transition(run, from, to);
 	if (to == PHASE_ENDED)
@@ -257,8 +258,8 @@ set_mirror_after_run(int64 mirror, const char *status, int sqlerrcode, const cha
 							   "want_cancel = false, error = $3, error_sqlstate = $4, "
 							   "error_at = CASE WHEN $3 IS NULL THEN NULL "
 							   "ELSE pg_catalog.clock_timestamp() END WHERE id = $1",
-							   SPI_OK_UPDATE, 4, ARG_INT8(mirror), ARG_TEXT(status), ARG_TEXT(error),
-							   ARG_TEXT(sqlstate_text(sqlerrcode)));
+							   SPI_OK_UPDATE, 4, ARG_INT8(mirror), ARG_TEXT(status),
+							   ARG_TEXT(error), ARG_TEXT(sqlstate_text(sqlerrcode)));
 	resync_catalog_finish();
 }
 
@@ -284,7 +285,8 @@ resync_catalog_end_run(int64 run, const char *outcome, int sqlerrcode, const cha
 							"finished_at = pg_catalog.clock_timestamp() "
 							"WHERE run = $1 AND phase = $2",
 							SPI_OK_UPDATE, 5, ARG_INT8(run), ARG_TEXT(phases[row->phase].name),
-							ARG_TEXT(outcome), ARG_TEXT(error), ARG_TEXT(sqlstate_text(sqlerrcode)));
+							ARG_TEXT(outcome), ARG_TEXT(error),
+							ARG_TEXT(sqlstate_text(sqlerrcode)));
 	resync_catalog_finish();
 	if (n == 0)
 		elog(ERROR, "run " INT64_FORMAT " has changed its phase", run);
@@ -292,7 +294,7 @@ resync_catalog_end_run(int64 run, const char *outcome, int sqlerrcode, const cha
 	/* a mirror that was never loaded has no state to go back to */
 	previous = row->previous_status != NULL ? row->previous_status : "failed";
 	if (strcmp(outcome, "done") == 0)
-		return;					/* the caller knows what becomes of the mirror */
+		return; /* the caller knows what becomes of the mirror */
 	if (strcmp(outcome, "refused") == 0)
 		set_mirror_after_run(row->mirror, previous, sqlerrcode, error);
 	else if (strcmp(outcome, "cancelled") == 0 && row->previous_status != NULL &&
@@ -360,16 +362,16 @@ void
 resync_catalog_log(int64 mirror, int64 run, const char *level, const char *table, int sqlerrcode,
 				   const char *message, const char *detail)
 {
-	(void) resync_catalog_exec("INSERT INTO peerdb._log (mirror, mirror_name, owner, run, level, "
-							   "phase, source_table, sqlstate, message, detail) "
-							   "SELECT $1, COALESCE(m.name, r.mirror_name), m.owner, $2, $3, r.phase, "
-							   "$4, $5, $6, $7 "
-							   "FROM (SELECT 1) AS one "
-							   "LEFT JOIN peerdb._mirror m ON m.id = $1 "
-							   "LEFT JOIN peerdb._run r ON r.run = $2",
-							   SPI_OK_INSERT, 7, ARG_INT8_OR_NULL(mirror, mirror == 0),
-							   ARG_INT8_OR_NULL(run, run == 0), ARG_TEXT(level), ARG_TEXT(table),
-							   ARG_TEXT(sqlstate_text(sqlerrcode)), ARG_TEXT(message),
-							   ARG_TEXT(detail));
+	(void) resync_catalog_exec(
+		"INSERT INTO peerdb._log (mirror, mirror_name, owner, run, level, "
+		"phase, source_table, sqlstate, message, detail) "
+		"SELECT $1, COALESCE(m.name, r.mirror_name), m.owner, $2, $3, r.phase, "
+		"$4, $5, $6, $7 "
+		"FROM (SELECT 1) AS one "
+		"LEFT JOIN peerdb._mirror m ON m.id = $1 "
+		"LEFT JOIN peerdb._run r ON r.run = $2",
+		SPI_OK_INSERT, 7, ARG_INT8_OR_NULL(mirror, mirror == 0), ARG_INT8_OR_NULL(run, run == 0),
+		ARG_TEXT(level), ARG_TEXT(table), ARG_TEXT(sqlstate_text(sqlerrcode)), ARG_TEXT(message),
+		ARG_TEXT(detail));
 	resync_catalog_finish();
 }

@@ -24,7 +24,7 @@ typedef enum OptionType
 	OPTION_INT,
 	OPTION_INT64,
 	OPTION_DOUBLE,
-	OPTION_COLUMN				/* a column's name */
+	OPTION_COLUMN /* a column's name */
 } OptionType;
 
 typedef struct OptionDef
@@ -37,8 +37,10 @@ typedef struct OptionDef
 	bool		may_be_empty;
 } OptionDef;
 
-#define OPTION(field, type, min, max, may_be_empty) \
-	{#field, type, offsetof(ResyncOptions, field), min, max, may_be_empty}
+#define OPTION(field, type, min, max, may_be_empty)                          \
+	{                                                                        \
+#field, type, offsetof(ResyncOptions, field), min, max, may_be_empty \
+	}
 
 /* In the order in which they are listed to the user. */
 static const OptionDef option_defs[] = {
@@ -89,13 +91,13 @@ static const OptionDef *
 find_option(const char *name, const char *const *allowed)
 {
 	StringInfoData valid;
-	bool		known = false;
+	bool		   known = false;
 
 	initStringInfo(&valid);
 	for (int i = 0; i < lengthof(option_defs); i++)
 	{
 		const OptionDef *def = &option_defs[i];
-		bool		here = is_allowed(def->name, allowed);
+		bool			 here = is_allowed(def->name, allowed);
 
 		if (strcmp(def->name, name) == 0)
 		{
@@ -107,18 +109,17 @@ find_option(const char *name, const char *const *allowed)
 			appendStringInfo(&valid, "%s%s", valid.len > 0 ? ", " : "", def->name);
 	}
 
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 known ? errmsg("option \"%s\" cannot be given here", name)
-			 : errmsg("unrecognized mirror option \"%s\"", name),
-			 errhint("Valid options are: %s.", valid.data)));
-	return NULL;				/* keep compiler quiet */
+	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					known ? errmsg("option \"%s\" cannot be given here", name)
+						  : errmsg("unrecognized mirror option \"%s\"", name),
+					errhint("Valid options are: %s.", valid.data)));
+	return NULL; /* keep compiler quiet */
 }
 
 static void
 bad_value(const OptionDef *def)
 {
-	char	   *expected = NULL;
+	char *expected = NULL;
 
 	switch (def->type)
 	{
@@ -137,10 +138,9 @@ bad_value(const OptionDef *def)
 								def->may_be_empty ? "up to " : "1 to ", NAMEDATALEN - 1);
 			break;
 	}
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("invalid value for mirror option \"%s\"", def->name),
-			 errdetail("Expected %s.", expected)));
+	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					errmsg("invalid value for mirror option \"%s\"", def->name),
+					errdetail("Expected %s.", expected)));
 }
 
 /* The text of a JSON string or number; other types are an error. */
@@ -150,23 +150,23 @@ scalar_text(const OptionDef *def, const JsonbValue *value)
 	if (value->type == jbvString)
 		return pnstrdup(value->val.string.val, value->val.string.len);
 	if (value->type == jbvNumeric)
-		return DatumGetCString(DirectFunctionCall1(numeric_out,
-												   NumericGetDatum(value->val.numeric)));
+		return DatumGetCString(
+			DirectFunctionCall1(numeric_out, NumericGetDatum(value->val.numeric)));
 	bad_value(def);
-	return NULL;				/* keep compiler quiet */
+	return NULL; /* keep compiler quiet */
 }
 
 static double
 number_value(const OptionDef *def, const JsonbValue *value)
 {
-	char	   *text = scalar_text(def, value);
-	char	   *end;
-	double		number;
+	char  *text = scalar_text(def, value);
+	char  *end;
+	double number;
 
 	errno = 0;
 	number = strtod(text, &end);
-	if (end == text || *end != '\0' || errno != 0 || isnan(number) ||
-		number < def->min || number > def->max)
+	if (end == text || *end != '\0' || errno != 0 || isnan(number) || number < def->min ||
+		number > def->max)
 		bad_value(def);
 	if (def->type != OPTION_DOUBLE && number != rint(number))
 		bad_value(def);
@@ -176,7 +176,7 @@ number_value(const OptionDef *def, const JsonbValue *value)
 static void
 set_option(ResyncOptions *options, const OptionDef *def, const JsonbValue *value)
 {
-	void	   *field = (char *) options + def->offset;
+	void *field = (char *) options + def->offset;
 
 	switch (def->type)
 	{
@@ -197,17 +197,17 @@ set_option(ResyncOptions *options, const OptionDef *def, const JsonbValue *value
 			*(double *) field = number_value(def, value);
 			break;
 		case OPTION_COLUMN:
-			{
-				char	   *name;
+		{
+			char *name;
 
-				if (value->type != jbvString)
-					bad_value(def);
-				name = scalar_text(def, value);
-				if (strlen(name) >= NAMEDATALEN || (name[0] == '\0' && !def->may_be_empty))
-					bad_value(def);
-				*(char **) field = name;
-				break;
-			}
+			if (value->type != jbvString)
+				bad_value(def);
+			name = scalar_text(def, value);
+			if (strlen(name) >= NAMEDATALEN || (name[0] == '\0' && !def->may_be_empty))
+				bad_value(def);
+			*(char **) field = name;
+			break;
+		}
 	}
 }
 
@@ -232,18 +232,20 @@ finish_options(ResyncOptions *options)
 
 	if (options->soft_delete_col_name != NULL && options->synced_at_col_name != NULL &&
 		strcmp(options->soft_delete_col_name, options->synced_at_col_name) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("mirror options \"soft_delete_col_name\" and \"synced_at_col_name\" are the same")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg(
+				 "mirror options \"soft_delete_col_name\" and \"synced_at_col_name\" are the same")));
 }
 
 static ResyncOptions *
 read_options(Jsonb *jsonb, const char *const *allowed)
 {
-	ResyncOptions *options = palloc(sizeof(ResyncOptions));
-	JsonbIterator *it;
+	ResyncOptions	  *options = palloc(sizeof(ResyncOptions));
+	JsonbIterator	  *it;
 	JsonbIteratorToken token;
-	JsonbValue	value;
+	JsonbValue		   value;
 
 	*options = option_defaults;
 	options->soft_delete_col_name = pstrdup(option_defaults.soft_delete_col_name);
@@ -252,14 +254,13 @@ read_options(Jsonb *jsonb, const char *const *allowed)
 	if (jsonb != NULL)
 	{
 		if (!JB_ROOT_IS_OBJECT(jsonb))
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("mirror options must be a JSON object")));
+			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+							errmsg("mirror options must be a JSON object")));
 
 		it = JsonbIteratorInit(&jsonb->root);
 		while ((token = JsonbIteratorNext(&it, &value, true)) != WJB_DONE)
 		{
-			char	   *name;
+			char			*name;
 			const OptionDef *def;
 
 			if (token != WJB_KEY)
@@ -289,18 +290,18 @@ resync_options_check(Jsonb *options, const char *const *allowed)
 Jsonb *
 resync_options_effective(Jsonb *options)
 {
-	ResyncOptions *parsed = read_options(options, NULL);
+	ResyncOptions	*parsed = read_options(options, NULL);
 	JsonbParseState *state = NULL;
-	JsonbValue *result;
+	JsonbValue		*result;
 
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	for (int i = 0; i < lengthof(option_defs); i++)
 	{
 		const OptionDef *def = &option_defs[i];
-		const void *field = (const char *) parsed + def->offset;
-		JsonbValue	key;
-		JsonbValue	value;
-		double		number;
+		const void		*field = (const char *) parsed + def->offset;
+		JsonbValue		 key;
+		JsonbValue		 value;
+		double			 number;
 
 		key.type = jbvString;
 		key.val.string.val = unconstify(char *, def->name);
@@ -327,9 +328,8 @@ resync_options_effective(Jsonb *options)
 				if (number >= 0)
 				{
 					value.type = jbvNumeric;
-					value.val.numeric =
-						DatumGetNumeric(DirectFunctionCall1(float8_numeric,
-															Float8GetDatum(number)));
+					value.val.numeric = DatumGetNumeric(
+						DirectFunctionCall1(float8_numeric, Float8GetDatum(number)));
 				}
 				break;
 			case OPTION_COLUMN:

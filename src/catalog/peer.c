@@ -21,11 +21,9 @@ static const struct
 {
 	const char *wrapper;
 	const char *peer_type;
-}			peer_types[] = {
-	{"peerdb_postgres", "postgres"},
-	{"postgres_fdw", "postgres"},
-	{"peerdb_clickhouse", "clickhouse"},
-	{"peerdb_snowflake", "snowflake"},
+} peer_types[] = {
+	{"peerdb_postgres", "postgres"},	 {"postgres_fdw", "postgres"},
+	{"peerdb_clickhouse", "clickhouse"}, {"peerdb_snowflake", "snowflake"},
 	{"peerdb_bigquery", "bigquery"},
 };
 
@@ -47,10 +45,10 @@ resync_catalog_peer_type(const char *wrapper)
 static bool
 mapping_options(Oid role, Oid server, List **options)
 {
-	HeapTuple	tuple = SearchSysCache2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(role),
-										ObjectIdGetDatum(server));
-	Datum		datum;
-	bool		isnull;
+	HeapTuple tuple = SearchSysCache2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(role),
+									  ObjectIdGetDatum(server));
+	Datum	  datum;
+	bool	  isnull;
 
 	if (!HeapTupleIsValid(tuple))
 		return false;
@@ -64,25 +62,21 @@ ResyncPeer *
 resync_catalog_peer(Oid server, Oid owner)
 {
 	ForeignServer *fs = GetForeignServerExtended(server, FSV_MISSING_OK);
-	ResyncPeer *peer;
-	bool		password_required = true;
-	ListCell   *lc;
+	ResyncPeer	  *peer;
+	bool		   password_required = true;
+	ListCell	  *lc;
 
 	if (fs == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("foreign server of the mirror does not exist any more")));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+						errmsg("foreign server of the mirror does not exist any more")));
 	if (!OidIsValid(owner) || !SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(owner)))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("owner of the mirror does not exist any more")));
-	if (!DatumGetBool(DirectFunctionCall3(has_server_privilege_id_id,
-										  ObjectIdGetDatum(owner), ObjectIdGetDatum(server),
-										  CStringGetTextDatum("USAGE"))))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("role \"%s\" has no USAGE privilege on foreign server \"%s\"",
-						GetUserNameFromId(owner, false), fs->servername)));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+						errmsg("owner of the mirror does not exist any more")));
+	if (!DatumGetBool(DirectFunctionCall3(has_server_privilege_id_id, ObjectIdGetDatum(owner),
+										  ObjectIdGetDatum(server), CStringGetTextDatum("USAGE"))))
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("role \"%s\" has no USAGE privilege on foreign server \"%s\"",
+							   GetUserNameFromId(owner, false), fs->servername)));
 
 	peer = palloc0(sizeof(ResyncPeer));
 	peer->serverid = server;
@@ -96,7 +90,7 @@ resync_catalog_peer(Oid server, Oid owner)
 
 	foreach(lc, peer->user_options)
 	{
-		DefElem    *def = lfirst(lc);
+		DefElem *def = lfirst(lc);
 
 		if (strcmp(def->defname, "password_required") == 0)
 			password_required = defGetBoolean(def);

@@ -43,25 +43,25 @@
 /* A row of peerdb._table. */
 typedef struct TableRow
 {
-	int			ordinal;
-	Oid			relid;
-	char	   *schema;
-	char	   *name;
-	char	   *dest_schema;
-	char	   *dest_name;
-	char	   *mapping;
-	bool		append;
-	char	  **exclude;
-	int			nexclude;
+	int	   ordinal;
+	Oid	   relid;
+	char  *schema;
+	char  *name;
+	char  *dest_schema;
+	char  *dest_name;
+	char  *mapping;
+	bool   append;
+	char **exclude;
+	int	   nexclude;
 } TableRow;
 
 /* What identifies rows of one relation in WAL. */
 typedef struct Identity
 {
-	char		kind;			/* as ResyncTable.identity */
-	bool		full;			/* old tuples carry all columns */
-	int			nkeys;
-	AttrNumber	keys[INDEX_MAX_KEYS];
+	char	   kind; /* as ResyncTable.identity */
+	bool	   full; /* old tuples carry all columns */
+	int		   nkeys;
+	AttrNumber keys[INDEX_MAX_KEYS];
 } Identity;
 
 /* ----------------------------------------------------------------
@@ -73,22 +73,23 @@ static TableRow *
 read_table_rows(int64 mirror, int *n)
 {
 	MemoryContext context = CurrentMemoryContext;
-	TableRow   *rows;
-	uint64		count;
+	TableRow	 *rows;
+	uint64		  count;
 
-	count = resync_catalog_exec("SELECT ordinal, relid, schema_name, table_name, dest_schema, "
-								"dest_name, mapping::text, "
-								"COALESCE((mapping->>'append')::boolean, false), "
-								"ARRAY(SELECT pg_catalog.jsonb_array_elements_text(mapping->'exclude')) "
-								"FROM peerdb._table WHERE mirror = $1 ORDER BY ordinal",
-								SPI_OK_SELECT, 1, ARG_INT8(mirror));
+	count = resync_catalog_exec(
+		"SELECT ordinal, relid, schema_name, table_name, dest_schema, "
+		"dest_name, mapping::text, "
+		"COALESCE((mapping->>'append')::boolean, false), "
+		"ARRAY(SELECT pg_catalog.jsonb_array_elements_text(mapping->'exclude')) "
+		"FROM peerdb._table WHERE mirror = $1 ORDER BY ordinal",
+		SPI_OK_SELECT, 1, ARG_INT8(mirror));
 	rows = MemoryContextAllocZero(context, Max(count, 1) * sizeof(TableRow));
 	for (uint64 i = 0; i < count; i++)
 	{
-		TableRow   *row = &rows[i];
-		bool		isnull;
-		Datum	   *names;
-		ArrayType  *array;
+		TableRow  *row = &rows[i];
+		bool	   isnull;
+		Datum	  *names;
+		ArrayType *array;
 
 		row->ordinal = result_int4(i, 1);
 		row->relid = result_oid(i, 2);
@@ -116,12 +117,12 @@ read_table_rows(int64 mirror, int *n)
 static bool
 look_up(TableRow *row)
 {
-	Oid			relid;
+	Oid relid;
 
 	relid = RangeVarGetRelid(makeRangeVar(row->schema, row->name, -1), AccessShareLock, true);
 	if (OidIsValid(relid))
 	{
-		bool		changed = relid != row->relid;
+		bool changed = relid != row->relid;
 
 		row->relid = relid;
 		return changed;
@@ -130,10 +131,9 @@ look_up(TableRow *row)
 	/* under the lock it can neither go nor be renamed any more */
 	LockRelationOid(row->relid, AccessShareLock);
 	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(row->relid)))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("table \"%s.%s\" does not exist", row->schema, row->name),
-				 errhint("Remove it from the mirror, or create it again.")));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
+						errmsg("table \"%s.%s\" does not exist", row->schema, row->name),
+						errhint("Remove it from the mirror, or create it again.")));
 	row->schema = get_namespace_name(get_rel_namespace(row->relid));
 	row->name = get_rel_name(row->relid);
 	return true;
@@ -161,12 +161,12 @@ store_names(int64 mirror, const TableRow *row)
 static void
 get_identity(Relation rel, Identity *id)
 {
-	Oid			index = InvalidOid;
-	HeapTuple	tuple;
+	Oid			  index = InvalidOid;
+	HeapTuple	  tuple;
 	Form_pg_index form;
 
 	memset(id, 0, sizeof(Identity));
-	list_free(RelationGetIndexList(rel));	/* sets rd_pkindex, rd_replidindex */
+	list_free(RelationGetIndexList(rel)); /* sets rd_pkindex, rd_replidindex */
 	id->kind = 'n';
 
 	switch (rel->rd_rel->relreplident)
@@ -217,10 +217,9 @@ identity_covers(Relation leaf, const Identity *leaf_id, Relation root, const Ide
 		return false;
 	for (int k = 0; k < root_id->nkeys; k++)
 	{
-		char	   *name = NameStr(TupleDescAttr(RelationGetDescr(root),
-												 root_id->keys[k] - 1)->attname);
-		AttrNumber	attnum = get_attnum(RelationGetRelid(leaf), name);
-		bool		found = false;
+		char *name = NameStr(TupleDescAttr(RelationGetDescr(root), root_id->keys[k] - 1)->attname);
+		AttrNumber attnum = get_attnum(RelationGetRelid(leaf), name);
+		bool	   found = false;
 
 		for (int i = 0; i < leaf_id->nkeys; i++)
 			found |= leaf_id->keys[i] == attnum;
@@ -238,32 +237,36 @@ check_kind(Relation rel)
 	char		relkind = rel->rd_rel->relkind;
 
 	if (relkind != RELKIND_RELATION && relkind != RELKIND_PARTITIONED_TABLE)
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("\"%s.%s\" is not a table", schema, RelationGetRelationName(rel)),
-				 errdetail("Only ordinary and partitioned tables can be mirrored, and partitions that are tables.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+			 errmsg("\"%s.%s\" is not a table", schema, RelationGetRelationName(rel)),
+			 errdetail(
+				 "Only ordinary and partitioned tables can be mirrored, and partitions that are tables.")));
 	if (RelationGetRelid(rel) < FirstNormalObjectId)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("\"%s.%s\" is a system table", schema, RelationGetRelationName(rel))));
 	if (rel->rd_rel->relpersistence != RELPERSISTENCE_PERMANENT)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table \"%s.%s\" is %s", schema, RelationGetRelationName(rel),
-						rel->rd_rel->relpersistence == RELPERSISTENCE_TEMP ? "temporary" : "unlogged"),
-				 errdetail("Its changes are not written to the WAL."),
-				 errhint("ALTER TABLE ... SET LOGGED, or remove it from the mirror.")));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("table \"%s.%s\" is %s", schema, RelationGetRelationName(rel),
+							   rel->rd_rel->relpersistence == RELPERSISTENCE_TEMP ? "temporary"
+																				  : "unlogged"),
+						errdetail("Its changes are not written to the WAL."),
+						errhint("ALTER TABLE ... SET LOGGED, or remove it from the mirror.")));
 }
 
 static void
 no_identity(Relation rel)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("table \"%s.%s\" has no replica identity",
-					get_namespace_name(RelationGetNamespace(rel)), RelationGetRelationName(rel)),
-			 errdetail("Updates and deletes could not be carried to the destination."),
-			 errhint("Add a primary key (not deferrable), or use ALTER TABLE ... REPLICA IDENTITY USING INDEX or FULL; a table that is only inserted into can be mirrored with \"append\": true.")));
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		 errmsg("table \"%s.%s\" has no replica identity",
+				get_namespace_name(RelationGetNamespace(rel)), RelationGetRelationName(rel)),
+		 errdetail("Updates and deletes could not be carried to the destination."),
+		 errhint(
+			 "Add a primary key (not deferrable), or use ALTER TABLE ... REPLICA IDENTITY USING INDEX or FULL; a table that is only inserted into can be mirrored with \"append\": true.")));
 }
 
 /*
@@ -273,18 +276,18 @@ no_identity(Relation rel)
 static void
 resolve_identity(Relation rel, bool append, Identity *id)
 {
-	List	   *members = find_all_inheritors(RelationGetRelid(rel), AccessShareLock, NULL);
-	bool		all_full = true;
-	int			leaves = 0;
-	ListCell   *lc;
-	Relation	offender = NULL;
+	List	 *members = find_all_inheritors(RelationGetRelid(rel), AccessShareLock, NULL);
+	bool	  all_full = true;
+	int		  leaves = 0;
+	ListCell *lc;
+	Relation  offender = NULL;
 
 	get_identity(rel, id);
 	foreach(lc, members)
 	{
-		Relation	leaf = table_open(lfirst_oid(lc), NoLock);
-		Identity	leaf_id;
-		bool		keep = false;
+		Relation leaf = table_open(lfirst_oid(lc), NoLock);
+		Identity leaf_id;
+		bool	 keep = false;
 
 		check_kind(leaf);
 		if (leaf->rd_rel->relkind == RELKIND_RELATION)
@@ -338,14 +341,14 @@ is_excluded(const TableRow *row, const char *name)
 static void
 resolve_columns(Relation rel, const TableRow *row, const Identity *id, ResyncTable *table)
 {
-	TupleDesc	desc = RelationGetDescr(rel);
+	TupleDesc desc = RelationGetDescr(rel);
 
 	table->cols = palloc0(Max(desc->natts, 1) * sizeof(ResyncColumn));
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
-		ResyncColumn *col;
-		int			keypos = 0;
+		ResyncColumn	 *col;
+		int				  keypos = 0;
 
 		if (att->attisdropped || RESYNC_ATT_IS_VIRTUAL(att))
 			continue;
@@ -357,11 +360,10 @@ resolve_columns(Relation rel, const TableRow *row, const Identity *id, ResyncTab
 		if (is_excluded(row, NameStr(att->attname)))
 		{
 			if (keypos > 0)
-				ereport(ERROR,
-						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						 errmsg("column \"%s\" of table \"%s.%s\" cannot be excluded",
-								NameStr(att->attname), row->schema, row->name),
-						 errdetail("It is part of the key of the mirrored table.")));
+				ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+								errmsg("column \"%s\" of table \"%s.%s\" cannot be excluded",
+									   NameStr(att->attname), row->schema, row->name),
+								errdetail("It is part of the key of the mirrored table.")));
 			continue;
 		}
 
@@ -376,9 +378,8 @@ resolve_columns(Relation rel, const TableRow *row, const Identity *id, ResyncTab
 	}
 	table->nkeys = id->nkeys;
 	if (table->ncols == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table \"%s.%s\" has no column to mirror", row->schema, row->name)));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("table \"%s.%s\" has no column to mirror", row->schema, row->name)));
 }
 
 /* The destination's own columns must not meet a column of the source. */
@@ -393,12 +394,14 @@ check_own_columns(const ResyncTable *table, const ResyncOptions *options)
 		for (int k = 0; k < lengthof(own); k++)
 		{
 			if (own[k] != NULL && strcmp(own[k], table->cols[i].name) == 0)
-				ereport(ERROR,
-						(errcode(ERRCODE_DUPLICATE_COLUMN),
-						 errmsg("table \"%s.%s\" has a column \"%s\", which the mirror adds at the destination",
-								table->schema, table->name, own[k]),
-						 errhint("Set the mirror option \"%s\" to another name, or exclude the column.",
-								 option[k])));
+				ereport(
+					ERROR,
+					(errcode(ERRCODE_DUPLICATE_COLUMN),
+					 errmsg(
+						 "table \"%s.%s\" has a column \"%s\", which the mirror adds at the destination",
+						 table->schema, table->name, own[k]),
+					 errhint("Set the mirror option \"%s\" to another name, or exclude the column.",
+							 option[k])));
 		}
 	}
 }
@@ -407,8 +410,8 @@ static ResyncTable *
 resolve_table(const TableRow *row, const ResyncOptions *options)
 {
 	ResyncTable *table = palloc0(sizeof(ResyncTable));
-	Relation	rel = table_open(row->relid, NoLock);
-	Identity	id;
+	Relation	 rel = table_open(row->relid, NoLock);
+	Identity	 id;
 
 	check_kind(rel);
 	resolve_identity(rel, row->append, &id);
@@ -445,11 +448,11 @@ static char *
 make_build_name(int64 run, ResyncTable **tables, int ntables, int which)
 {
 	const ResyncTable *table = tables[which];
-	char	   *name = psprintf("%s_resync", table->dest_name);
-	bool		usable = strlen(name) < NAMEDATALEN;
-	char	   *seed;
-	uint32		hash;
-	int			cut;
+	char			  *name = psprintf("%s_resync", table->dest_name);
+	bool			   usable = strlen(name) < NAMEDATALEN;
+	char			  *seed;
+	uint32			   hash;
+	int				   cut;
 
 	for (int i = 0; usable && i < ntables; i++)
 		usable = !same_schema(table, tables[i]) || strcmp(name, tables[i]->dest_name) != 0;
@@ -467,10 +470,10 @@ make_build_name(int64 run, ResyncTable **tables, int ntables, int which)
 ResyncTable **
 resync_catalog_resolve_tables(int64 mirror, int64 run, const ResyncOptions *options, int *ntables)
 {
-	TableRow   *rows = read_table_rows(mirror, ntables);
+	TableRow	 *rows = read_table_rows(mirror, ntables);
 	ResyncTable **tables = palloc(Max(*ntables, 1) * sizeof(ResyncTable *));
-	Oid			userid;
-	int			sec_context;
+	Oid			  userid;
+	int			  sec_context;
 
 	/* the caller need not have USAGE on the schemas; an abort undoes this */
 	GetUserIdAndSecContext(&userid, &sec_context);
@@ -499,30 +502,30 @@ check_select(Oid owner, const ResyncTable *table)
 	if (!DatumGetBool(DirectFunctionCall3(has_schema_privilege_id_id, ObjectIdGetDatum(owner),
 										  ObjectIdGetDatum(get_rel_namespace(table->relid)),
 										  CStringGetTextDatum("USAGE"))))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("role \"%s\" has no USAGE privilege on schema \"%s\"",
-						GetUserNameFromId(owner, false), table->schema)));
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("role \"%s\" has no USAGE privilege on schema \"%s\"",
+							   GetUserNameFromId(owner, false), table->schema)));
 	if (pg_class_aclcheck(table->relid, owner, ACL_SELECT) == ACLCHECK_OK)
 		return;
 	for (int i = 0; i < table->ncols; i++)
 	{
-		if (pg_attribute_aclcheck(table->relid, table->cols[i].attnum, owner,
-								  ACL_SELECT) != ACLCHECK_OK)
-			ereport(ERROR,
-					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-					 errmsg("role \"%s\" has no SELECT privilege on column \"%s\" of table \"%s.%s\"",
-							GetUserNameFromId(owner, false), table->cols[i].name,
-							table->schema, table->name)));
+		if (pg_attribute_aclcheck(table->relid, table->cols[i].attnum, owner, ACL_SELECT) !=
+			ACLCHECK_OK)
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("role \"%s\" has no SELECT privilege on column \"%s\" of table \"%s.%s\"",
+						GetUserNameFromId(owner, false), table->cols[i].name, table->schema,
+						table->name)));
 	}
 }
 
 void
 resync_catalog_check_access(Oid owner, const ResyncTable *table)
 {
-	Oid			userid;
-	int			sec_context;
-	int			rls;
+	Oid userid;
+	int sec_context;
+	int rls;
 
 	check_select(owner, table);
 
@@ -532,10 +535,9 @@ resync_catalog_check_access(Oid owner, const ResyncTable *table)
 	rls = check_enable_rls(table->relid, owner, true);
 	SetUserIdAndSecContext(userid, sec_context);
 	if (rls == RLS_ENABLED)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("row security of table \"%s.%s\" applies to role \"%s\"",
-						table->schema, table->name, GetUserNameFromId(owner, false)),
-				 errdetail("The mirror would lack the rows that the role cannot see."),
-				 errhint("Use an owner that bypasses row security.")));
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("row security of table \"%s.%s\" applies to role \"%s\"",
+							   table->schema, table->name, GetUserNameFromId(owner, false)),
+						errdetail("The mirror would lack the rows that the role cannot see."),
+						errhint("Use an owner that bypasses row security.")));
 }

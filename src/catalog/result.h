@@ -41,8 +41,8 @@ result_datum(uint64 row, int col, bool *isnull)
 static inline int64
 result_int8(uint64 row, int col, int64 if_null)
 {
-	bool		isnull;
-	Datum		value = result_datum(row, col, &isnull);
+	bool  isnull;
+	Datum value = result_datum(row, col, &isnull);
 
 	return isnull ? if_null : DatumGetInt64(value);
 }
@@ -50,8 +50,8 @@ result_int8(uint64 row, int col, int64 if_null)
 static inline int32
 result_int4(uint64 row, int col)
 {
-	bool		isnull;
-	Datum		value = result_datum(row, col, &isnull);
+	bool  isnull;
+	Datum value = result_datum(row, col, &isnull);
 
 	return isnull ? 0 : DatumGetInt32(value);
 }
@@ -59,8 +59,8 @@ result_int4(uint64 row, int col)
 static inline Oid
 result_oid(uint64 row, int col)
 {
-	bool		isnull;
-	Datum		value = result_datum(row, col, &isnull);
+	bool  isnull;
+	Datum value = result_datum(row, col, &isnull);
 
 	return isnull ? InvalidOid : DatumGetObjectId(value);
 }
@@ -68,8 +68,8 @@ result_oid(uint64 row, int col)
 static inline bool
 result_bool(uint64 row, int col)
 {
-	bool		isnull;
-	Datum		value = result_datum(row, col, &isnull);
+	bool  isnull;
+	Datum value = result_datum(row, col, &isnull);
 
 	return isnull ? false : DatumGetBool(value);
 }
@@ -77,8 +77,8 @@ result_bool(uint64 row, int col)
 static inline char
 result_char(uint64 row, int col)
 {
-	bool		isnull;
-	Datum		value = result_datum(row, col, &isnull);
+	bool  isnull;
+	Datum value = result_datum(row, col, &isnull);
 
 	return isnull ? '\0' : DatumGetChar(value);
 }
@@ -86,8 +86,8 @@ result_char(uint64 row, int col)
 static inline XLogRecPtr
 result_lsn(uint64 row, int col)
 {
-	bool		isnull;
-	Datum		value = result_datum(row, col, &isnull);
+	bool  isnull;
+	Datum value = result_datum(row, col, &isnull);
 
 	return isnull ? InvalidXLogRecPtr : DatumGetLSN(value);
 }
@@ -96,7 +96,7 @@ result_lsn(uint64 row, int col)
 static inline char *
 result_text(uint64 row, int col, MemoryContext context)
 {
-	char	   *text = SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, col);
+	char *text = SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, col);
 
 	return text == NULL ? NULL : MemoryContextStrdup(context, text);
 }
@@ -104,10 +104,10 @@ result_text(uint64 row, int col, MemoryContext context)
 static inline Jsonb *
 result_jsonb(uint64 row, int col, MemoryContext context)
 {
-	bool		isnull;
-	Datum		value = result_datum(row, col, &isnull);
+	bool		  isnull;
+	Datum		  value = result_datum(row, col, &isnull);
 	MemoryContext oldcontext;
-	Jsonb	   *copy;
+	Jsonb		 *copy;
 
 	if (isnull)
 		return NULL;
@@ -117,4 +117,4 @@ result_jsonb(uint64 row, int col, MemoryContext context)
 	return copy;
 }
 
-#endif							/* RESYNC_CATALOG_RESULT_H */
+#endif /* RESYNC_CATALOG_RESULT_H */

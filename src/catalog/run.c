@@ -21,21 +21,21 @@
  * ----------------------------------------------------------------
  */
 
-int
-resync_catalog_step(int64 run, const char *step)
+void
+resync_catalog_note_start(int64 run, const char *step, int crashes)
 {
-	uint64		n;
-	int			crashes;
-
-	n = resync_catalog_exec("UPDATE peerdb._run SET step = $2, "
-							"crashes = CASE WHEN step = $2 THEN crashes + 1 ELSE 0 END "
-							"WHERE run = $1 RETURNING crashes",
-							SPI_OK_UPDATE_RETURNING, 2, ARG_INT8(run), ARG_TEXT(step));
-	if (n == 0)
-		elog(ERROR, "run " INT64_FORMAT " does not exist", run);
-	crashes = result_int4(0, 1);
+	(void) resync_catalog_exec("UPDATE peerdb._run SET step = $2, crashes = $3 WHERE run = $1",
+							   SPI_OK_UPDATE, 3, ARG_INT8(run), ARG_TEXT(step), ARG_INT4(crashes));
 	resync_catalog_finish();
-	return crashes;
+}
+
+void
+resync_catalog_note_progress(int64 run)
+{
+	(void) resync_catalog_exec("UPDATE peerdb._run SET crashes = 0 "
+							   "WHERE run = $1 AND crashes > 0",
+							   SPI_OK_UPDATE, 1, ARG_INT8(run));
+	resync_catalog_finish();
 }
 
 void
@@ -84,8 +84,8 @@ resync_catalog_add_cleanup(const char *slot_name, int64 run)
 void
 resync_catalog_remove_cleanup(const char *slot_name)
 {
-	(void) resync_catalog_exec("DELETE FROM peerdb._cleanup WHERE slot_name = $1",
-							   SPI_OK_DELETE, 1, ARG_TEXT(slot_name));
+	(void) resync_catalog_exec("DELETE FROM peerdb._cleanup WHERE slot_name = $1", SPI_OK_DELETE, 1,
+							   ARG_TEXT(slot_name));
 	resync_catalog_finish();
 }
 
@@ -93,14 +93,14 @@ List *
 resync_catalog_cleanups(void)
 {
 	MemoryContext context = CurrentMemoryContext;
-	List	   *result = NIL;
-	uint64		n;
+	List		 *result = NIL;
+	uint64		  n;
 
 	n = resync_catalog_exec("SELECT slot_name, run FROM peerdb._cleanup ORDER BY slot_name",
 							SPI_OK_SELECT, 0);
 	for (uint64 i = 0; i < n; i++)
 	{
-		CleanupRow *row = MemoryContextAlloc(context, sizeof(CleanupRow));
+		CleanupRow	 *row = MemoryContextAlloc(context, sizeof(CleanupRow));
 		MemoryContext oldcontext;
 
 		row->slot_name = result_text(i, 1, context);
@@ -125,25 +125,25 @@ resync_catalog_put_partitions(int64 run, const RunPartition *partitions, int n)
 	{
 		const RunPartition *p = &partitions[i];
 
-		(void) resync_catalog_exec("INSERT INTO peerdb._partition (run, partition, ordinal, relid, "
-								   "first_block, last_block, est_bytes) "
-								   "VALUES ($1, $2, $3, $4, $5, $6, $7)",
-								   SPI_OK_INSERT, 7, ARG_INT8(run), ARG_INT8(p->partition),
-								   ARG_INT4(p->ordinal), ARG_OID(p->relid),
-								   ARG_INT8((int64) p->first_block),
-								   ARG_INT8_OR_NULL((int64) p->last_block,
-													p->last_block == InvalidBlockNumber),
-								   ARG_INT8(p->est_bytes));
+		(void) resync_catalog_exec(
+			"INSERT INTO peerdb._partition (run, partition, ordinal, relid, "
+			"first_block, last_block, est_bytes) "
+			"VALUES ($1, $2, $3, $4, $5, $6, $7)",
+			SPI_OK_INSERT, 7, ARG_INT8(run), ARG_INT8(p->partition), ARG_INT4(p->ordinal),
+			ARG_OID(p->relid), ARG_INT8((int64) p->first_block),
+			ARG_INT8_OR_NULL((int64) p->last_block, p->last_block == InvalidBlockNumber),
+			ARG_INT8(p->est_bytes));
 		resync_catalog_finish();
 	}
 
 	/* totals, in one update per table: partitions come table by table */
 	for (int first = 0, last; first < n; first = last)
 	{
-		int64		rows = 0;
-		int64		bytes = 0;
+		int64 rows = 0;
+		int64 bytes = 0;
 
-		for (last = first; last < n && partitions[last].ordinal == partitions[first].ordinal; last++)
+		for (last = first; last < n && partitions[last].ordinal == partitions[first].ordinal;
+			 last++)
 		{
 			rows += partitions[last].est_rows;
 			bytes += partitions[last].est_bytes;
@@ -165,17 +165,18 @@ resync_catalog_partitions(int64 run, int *n)
 {
 	MemoryContext context = CurrentMemoryContext;
 	RunPartition *result;
-	uint64		rows;
+	uint64		  rows;
 
-	rows = resync_catalog_exec("SELECT partition, ordinal, relid, first_block, last_block, est_bytes, "
-							   "status, snapshot, rows, attempts "
-							   "FROM peerdb._partition WHERE run = $1 ORDER BY partition",
-							   SPI_OK_SELECT, 1, ARG_INT8(run));
+	rows = resync_catalog_exec(
+		"SELECT partition, ordinal, relid, first_block, last_block, est_bytes, "
+		"status, snapshot, rows, attempts "
+		"FROM peerdb._partition WHERE run = $1 ORDER BY partition",
+		SPI_OK_SELECT, 1, ARG_INT8(run));
 	result = MemoryContextAllocZero(context, Max(rows, 1) * sizeof(RunPartition));
 	for (uint64 i = 0; i < rows; i++)
 	{
 		RunPartition *p = &result[i];
-		char	   *status = result_text(i, 7, CurrentMemoryContext);
+		char		 *status = result_text(i, 7, CurrentMemoryContext);
 
 		p->partition = result_int8(i, 1, 0);
 		p->ordinal = result_int4(i, 2);
@@ -183,7 +184,7 @@ resync_catalog_partitions(int64 run, int *n)
 		p->first_block = (BlockNumber) result_int8(i, 4, 0);
 		p->last_block = (BlockNumber) result_int8(i, 5, (int64) InvalidBlockNumber);
 		p->est_bytes = result_int8(i, 6, 0);
-		p->status = status[0];	/* PARTITION_* are the first letters */
+		p->status = status[0]; /* PARTITION_* are the first letters */
 		p->snapshot = result_int4(i, 8);
 		p->rows = result_int8(i, 9, -1);
 		p->attempts = result_int4(i, 10);
@@ -212,16 +213,16 @@ resync_catalog_partition_started(int64 run, int64 partition, int snapshot)
 void
 resync_catalog_partition_done(int64 run, int64 partition, int64 rows, int64 bytes)
 {
-	(void) resync_catalog_exec("WITH p AS (UPDATE peerdb._partition SET status = 'done', rows = $3, "
-							   "bytes = $4, finished_at = pg_catalog.clock_timestamp() "
-							   "WHERE run = $1 AND partition = $2 AND status <> 'done' "
-							   "RETURNING rows, bytes) "
-							   "UPDATE peerdb._run r "
-							   "SET rows_loaded = COALESCE(r.rows_loaded, 0) + p.rows, "
-							   "bytes_sent = COALESCE(r.bytes_sent, 0) + p.bytes FROM p "
-							   "WHERE r.run = $1",
-							   SPI_OK_UPDATE, 4, ARG_INT8(run), ARG_INT8(partition), ARG_INT8(rows),
-							   ARG_INT8(bytes));
+	(void) resync_catalog_exec(
+		"WITH p AS (UPDATE peerdb._partition SET status = 'done', rows = $3, "
+		"bytes = $4, finished_at = pg_catalog.clock_timestamp() "
+		"WHERE run = $1 AND partition = $2 AND status <> 'done' "
+		"RETURNING rows, bytes) "
+		"UPDATE peerdb._run r "
+		"SET rows_loaded = COALESCE(r.rows_loaded, 0) + p.rows, "
+		"bytes_sent = COALESCE(r.bytes_sent, 0) + p.bytes FROM p "
+		"WHERE r.run = $1",
+		SPI_OK_UPDATE, 4, ARG_INT8(run), ARG_INT8(partition), ARG_INT8(rows), ARG_INT8(bytes));
 	resync_catalog_finish();
 }
 
@@ -232,11 +233,12 @@ resync_catalog_partition_done(int64 run, int64 partition, int64 rows, int64 byte
 static void
 uncount_rows(int64 run, const char *where, int64 arg)
 {
-	char	   *sql = psprintf("UPDATE peerdb._run r SET rows_loaded = r.rows_loaded - "
-							   "(SELECT COALESCE(pg_catalog.sum(p.rows), 0)::bigint "
-							   "FROM peerdb._partition p "
-							   "WHERE p.run = $1 AND p.status = 'done' AND %s) "
-							   "WHERE r.run = $1 AND r.rows_loaded IS NOT NULL", where);
+	char *sql = psprintf("UPDATE peerdb._run r SET rows_loaded = r.rows_loaded - "
+						 "(SELECT COALESCE(pg_catalog.sum(p.rows), 0)::bigint "
+						 "FROM peerdb._partition p "
+						 "WHERE p.run = $1 AND p.status = 'done' AND %s) "
+						 "WHERE r.run = $1 AND r.rows_loaded IS NOT NULL",
+						 where);
 
 	(void) resync_catalog_exec(sql, SPI_OK_UPDATE, 2, ARG_INT8(run), ARG_INT8(arg));
 	resync_catalog_finish();
@@ -278,7 +280,7 @@ resync_catalog_clear_partitions(int64 run, int ordinal)
 void
 resync_catalog_add_batches(int64 mirror, int64 run, const RunBatch *batches, int n)
 {
-	int64		rows = 0;
+	int64 rows = 0;
 
 	if (n == 0)
 		return;
@@ -286,19 +288,21 @@ resync_catalog_add_batches(int64 mirror, int64 run, const RunBatch *batches, int
 	{
 		const RunBatch *b = &batches[i];
 
-		(void) resync_catalog_exec("INSERT INTO peerdb._batch (mirror, batch, run, first_lsn, "
-								   "last_lsn, rows, started_at, finished_at) "
-								   "SELECT $1, COALESCE(pg_catalog.max(batch), 0) + 1, $2, $3, $4, $5, "
-								   "$6, $7 FROM peerdb._batch WHERE mirror = $1",
-								   SPI_OK_INSERT, 7, ARG_INT8(mirror), ARG_INT8(run),
-								   ARG_LSN(b->first_lsn), ARG_LSN(b->last_lsn), ARG_INT8(b->rows),
-								   TIMESTAMPTZOID, TimestampTzGetDatum(b->started), false,
-								   TIMESTAMPTZOID, TimestampTzGetDatum(b->finished), false);
+		(void) resync_catalog_exec(
+			"INSERT INTO peerdb._batch (mirror, batch, run, first_lsn, "
+			"last_lsn, rows, started_at, finished_at) "
+			"SELECT $1, COALESCE(pg_catalog.max(batch), 0) + 1, $2, $3, $4, $5, "
+			"$6, $7 FROM peerdb._batch WHERE mirror = $1",
+			SPI_OK_INSERT, 7, ARG_INT8(mirror), ARG_INT8(run), ARG_LSN(b->first_lsn),
+			ARG_LSN(b->last_lsn), ARG_INT8(b->rows), TIMESTAMPTZOID,
+			TimestampTzGetDatum(b->started), false, TIMESTAMPTZOID,
+			TimestampTzGetDatum(b->finished), false);
 		resync_catalog_finish();
 		rows += b->rows;
 	}
-	(void) resync_catalog_exec("UPDATE peerdb._run SET rows_synced = rows_synced + $2 WHERE run = $1",
-							   SPI_OK_UPDATE, 2, ARG_INT8(run), ARG_INT8(rows));
+	(void) resync_catalog_exec(
+		"UPDATE peerdb._run SET rows_synced = rows_synced + $2 WHERE run = $1", SPI_OK_UPDATE, 2,
+		ARG_INT8(run), ARG_INT8(rows));
 	resync_catalog_finish();
 }
 
@@ -328,12 +332,12 @@ resync_catalog_prune(void)
 		"AND NOT EXISTS (SELECT FROM peerdb._cleanup c WHERE c.run = r.run)",
 	};
 	TimestampTz before = GetCurrentTimestamp() -
-		(TimestampTz) resync_log_retention * SECS_PER_MINUTE * USECS_PER_SEC;
+						 (TimestampTz) resync_log_retention * SECS_PER_MINUTE * USECS_PER_SEC;
 
 	for (int i = 0; i < lengthof(queries); i++)
 	{
-		(void) resync_catalog_exec(queries[i], SPI_OK_DELETE, 1,
-								   TIMESTAMPTZOID, TimestampTzGetDatum(before), false);
+		(void) resync_catalog_exec(queries[i], SPI_OK_DELETE, 1, TIMESTAMPTZOID,
+								   TimestampTzGetDatum(before), false);
 		resync_catalog_finish();
 	}
 }

@@ -37,15 +37,16 @@ plan_of_table(const ResyncTable *table)
 	StringInfoData buf;
 
 	initStringInfo(&buf);
-	appendStringInfo(&buf, "{\"identity\": \"%c\", \"identity_full\": %s",
-					 table->identity, table->identity_full ? "true" : "false");
+	appendStringInfo(&buf, "{\"identity\": \"%c\", \"identity_full\": %s", table->identity,
+					 table->identity_full ? "true" : "false");
 	json_text(&buf, "mapping", table->mapping);
 	appendStringInfoString(&buf, ", \"columns\": [");
 	for (int i = 0; i < table->ncols; i++)
 	{
 		const ResyncColumn *col = &table->cols[i];
 
-		appendStringInfo(&buf, "%s{\"attnum\": %d, \"typid\": %u, \"typmod\": %d, "
+		appendStringInfo(&buf,
+						 "%s{\"attnum\": %d, \"typid\": %u, \"typmod\": %d, "
 						 "\"notnull\": %s, \"generated\": %s, \"keypos\": %d",
 						 i > 0 ? ", " : "", col->attnum, col->typid, col->typmod,
 						 col->notnull ? "true" : "false", col->generated ? "true" : "false",
@@ -68,23 +69,23 @@ resync_catalog_put_run_tables(int64 run, ResyncTable **tables, int ntables)
 	{
 		const ResyncTable *t = tables[i];
 
-		(void) resync_catalog_exec("INSERT INTO peerdb._run_table (run, ordinal, relid, schema_name, "
-								   "table_name, dest_schema, dest_name, build_name, plan, state, "
-								   "multi_snapshot) "
-								   "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) "
-								   "ON CONFLICT (run, ordinal) DO UPDATE SET relid = excluded.relid, "
-								   "schema_name = excluded.schema_name, "
-								   "table_name = excluded.table_name, "
-								   "dest_schema = excluded.dest_schema, "
-								   "dest_name = excluded.dest_name, "
-								   "build_name = excluded.build_name, plan = excluded.plan, "
-								   "state = excluded.state, "
-								   "multi_snapshot = excluded.multi_snapshot",
-								   SPI_OK_INSERT, 11, ARG_INT8(run), ARG_INT4(t->ordinal),
-								   ARG_OID(t->relid), ARG_TEXT(t->schema), ARG_TEXT(t->name),
-								   ARG_TEXT(t->dest_schema), ARG_TEXT(t->dest_name),
-								   ARG_TEXT(t->build_name), JSONBOID, plan_of_table(t), false,
-								   ARG_CHAR(t->state), ARG_BOOL(t->multi_snapshot));
+		(void) resync_catalog_exec(
+			"INSERT INTO peerdb._run_table (run, ordinal, relid, schema_name, "
+			"table_name, dest_schema, dest_name, build_name, plan, state, "
+			"multi_snapshot) "
+			"VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) "
+			"ON CONFLICT (run, ordinal) DO UPDATE SET relid = excluded.relid, "
+			"schema_name = excluded.schema_name, "
+			"table_name = excluded.table_name, "
+			"dest_schema = excluded.dest_schema, "
+			"dest_name = excluded.dest_name, "
+			"build_name = excluded.build_name, plan = excluded.plan, "
+			"state = excluded.state, "
+			"multi_snapshot = excluded.multi_snapshot",
+			SPI_OK_INSERT, 11, ARG_INT8(run), ARG_INT4(t->ordinal), ARG_OID(t->relid),
+			ARG_TEXT(t->schema), ARG_TEXT(t->name), ARG_TEXT(t->dest_schema),
+			ARG_TEXT(t->dest_name), ARG_TEXT(t->build_name), JSONBOID, plan_of_table(t), false,
+			ARG_CHAR(t->state), ARG_BOOL(t->multi_snapshot));
 		resync_catalog_finish();
 	}
 }
@@ -92,11 +93,11 @@ resync_catalog_put_run_tables(int64 run, ResyncTable **tables, int ntables)
 void
 resync_catalog_put_plan(int64 run, const ResyncTable *table)
 {
-	uint64		n;
+	uint64 n;
 
-	n = resync_catalog_exec("UPDATE peerdb._run_table SET plan = $3 WHERE run = $1 AND ordinal = $2",
-							SPI_OK_UPDATE, 3, ARG_INT8(run), ARG_INT4(table->ordinal),
-							JSONBOID, plan_of_table(table), false);
+	n = resync_catalog_exec(
+		"UPDATE peerdb._run_table SET plan = $3 WHERE run = $1 AND ordinal = $2", SPI_OK_UPDATE, 3,
+		ARG_INT8(run), ARG_INT4(table->ordinal), JSONBOID, plan_of_table(table), false);
 	resync_catalog_finish();
 	if (n == 0)
 		elog(ERROR, "run " INT64_FORMAT " has no table %d", run, table->ordinal);
@@ -111,14 +112,15 @@ static ResyncTable **
 read_tables(int64 run, int *ntables, MemoryContext context)
 {
 	ResyncTable **tables;
-	uint64		n;
+	uint64		  n;
 
-	n = resync_catalog_exec("SELECT ordinal, relid, schema_name, table_name, dest_schema, dest_name, "
-							"build_name, state, multi_snapshot, plan->>'identity', "
-							"(plan->>'identity_full')::boolean, plan->>'mapping', "
-							"pg_catalog.jsonb_array_length(plan->'columns') "
-							"FROM peerdb._run_table WHERE run = $1 ORDER BY ordinal",
-							SPI_OK_SELECT, 1, ARG_INT8(run));
+	n = resync_catalog_exec(
+		"SELECT ordinal, relid, schema_name, table_name, dest_schema, dest_name, "
+		"build_name, state, multi_snapshot, plan->>'identity', "
+		"(plan->>'identity_full')::boolean, plan->>'mapping', "
+		"pg_catalog.jsonb_array_length(plan->'columns') "
+		"FROM peerdb._run_table WHERE run = $1 ORDER BY ordinal",
+		SPI_OK_SELECT, 1, ARG_INT8(run));
 	tables = MemoryContextAlloc(context, Max(n, 1) * sizeof(ResyncTable *));
 	for (uint64 i = 0; i < n; i++)
 	{
@@ -150,9 +152,9 @@ resync_catalog_run_tables(int64 run, int *ntables)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResyncTable **tables = read_tables(run, ntables, context);
-	uint64		n;
-	int			table = 0;
-	int			col = 0;
+	uint64		  n;
+	int			  table = 0;
+	int			  col = 0;
 
 	n = resync_catalog_exec("SELECT t.ordinal, c.attnum, c.typid, c.typmod, c.\"notnull\", "
 							"c.generated, c.keypos, c.name, c.dest_name, c.dest_type, c.wire, "
@@ -221,14 +223,13 @@ resync_catalog_set_multi_snapshot(int64 run, int ordinal, bool multi_snapshot)
 }
 
 void
-resync_catalog_set_table_counts(int64 run, int ordinal, int64 inserts, int64 updates,
-								int64 deletes)
+resync_catalog_set_table_counts(int64 run, int ordinal, int64 inserts, int64 updates, int64 deletes)
 {
 	(void) resync_catalog_exec("UPDATE peerdb._run_table SET inserts = inserts + $3, "
 							   "updates = updates + $4, deletes = deletes + $5 "
 							   "WHERE run = $1 AND ordinal = $2",
-							   SPI_OK_UPDATE, 5, ARG_INT8(run), ARG_INT4(ordinal), ARG_INT8(inserts),
-							   ARG_INT8(updates), ARG_INT8(deletes));
+							   SPI_OK_UPDATE, 5, ARG_INT8(run), ARG_INT4(ordinal),
+							   ARG_INT8(inserts), ARG_INT8(updates), ARG_INT8(deletes));
 	resync_catalog_finish();
 }
 

@@ -33,22 +33,22 @@
 typedef struct OpenExec
 {
 	SubTransactionId subid;
-	Oid			userid;
-	int			sec_context;
-	int			guc_level;
-	MemoryContext context;
+	Oid				 userid;
+	int				 sec_context;
+	int				 guc_level;
+	MemoryContext	 context;
 } OpenExec;
 
 #define MAX_NESTED_EXEC 8
 #define MAX_EXEC_ARGS 24
 
 static OpenExec open_execs[MAX_NESTED_EXEC];
-static int	num_open_execs = 0;
-static bool callback_registered = false;
+static int		num_open_execs = 0;
+static bool		callback_registered = false;
 
 /* Of the worker's transaction. */
-static Oid	begin_userid;
-static int	begin_sec_context;
+static Oid begin_userid;
+static int begin_sec_context;
 
 /* A transaction has ended: what was open in it is gone. */
 static void
@@ -65,8 +65,7 @@ resync_catalog_begin(void)
 	StartTransactionCommand();
 	GetUserIdAndSecContext(&begin_userid, &begin_sec_context);
 	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID,
-						   begin_sec_context | SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_NOFORCE_RLS);
+						   begin_sec_context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_NOFORCE_RLS);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	/* the activity text stays the one that the worker has set */
 	pgstat_report_activity(STATE_RUNNING, NULL);
@@ -83,15 +82,15 @@ resync_catalog_commit(void)
 }
 
 uint64
-resync_catalog_exec(const char *sql, int expect, int nargs,...)
+resync_catalog_exec(const char *sql, int expect, int nargs, ...)
 {
-	Oid			types[MAX_EXEC_ARGS];
-	Datum		values[MAX_EXEC_ARGS];
-	char		nulls[MAX_EXEC_ARGS];
+	Oid			  types[MAX_EXEC_ARGS];
+	Datum		  values[MAX_EXEC_ARGS];
+	char		  nulls[MAX_EXEC_ARGS];
 	MemoryContext context = CurrentMemoryContext;
-	OpenExec   *state;
-	va_list		args;
-	int			rc;
+	OpenExec	 *state;
+	va_list		  args;
+	int			  rc;
 
 	if (nargs > MAX_EXEC_ARGS)
 		elog(ERROR, "too many arguments: %d", nargs);
@@ -120,9 +119,9 @@ resync_catalog_exec(const char *sql, int expect, int nargs,...)
 	state->subid = GetCurrentSubTransactionId();
 	state->context = context;
 	GetUserIdAndSecContext(&state->userid, &state->sec_context);
-	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID,
-						   state->sec_context | SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_NOFORCE_RLS);
+	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, state->sec_context |
+													  SECURITY_LOCAL_USERID_CHANGE |
+													  SECURITY_NOFORCE_RLS);
 	state->guc_level = NewGUCNestLevel();
 	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
@@ -136,7 +135,7 @@ resync_catalog_exec(const char *sql, int expect, int nargs,...)
 void
 resync_catalog_finish(void)
 {
-	OpenExec   *state;
+	OpenExec *state;
 
 	if (num_open_execs == 0)
 		elog(ERROR, "no catalog query is open");

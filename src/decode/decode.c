@@ -36,18 +36,18 @@
 
 struct Decoder
 {
-	DecodeConfig *config;
+	DecodeConfig		   *config;
 	LogicalDecodingContext *ctx;
-	RelMap	   *relmap;
-	MemoryContext context;		/* the decoder's own */
-	MemoryContext change_context;	/* reset per change */
-	StringInfoData row;
-	StringInfoData old_row;
-	StringInfoData key;
-	StringInfoData old_key;
-	DecodeCounts *counts;
-	const ResyncTable *current;
-	int64		changes;		/* in the transaction being replayed */
+	RelMap				   *relmap;
+	MemoryContext			context;		/* the decoder's own */
+	MemoryContext			change_context; /* reset per change */
+	StringInfoData			row;
+	StringInfoData			old_row;
+	StringInfoData			key;
+	StringInfoData			old_key;
+	DecodeCounts		   *counts;
+	const ResyncTable	   *current;
+	int64					changes; /* in the transaction being replayed */
 };
 
 /* ---- rows ---- */
@@ -70,7 +70,7 @@ is_unchanged(TupleDesc desc, int attno, const Datum *values, const bool *nulls)
 	Form_pg_attribute att = TupleDescAttr(desc, attno);
 
 	return !nulls[attno] && att->attlen == -1 && !att->attisdropped &&
-		VARATT_IS_EXTERNAL_ONDISK(DatumGetPointer(values[attno]));
+		   VARATT_IS_EXTERNAL_ONDISK(DatumGetPointer(values[attno]));
 }
 
 /*
@@ -84,7 +84,7 @@ encode_key(Decoder *decoder, DecodeRel *entry, const ResyncTable *table, TupleDe
 	resetStringInfo(out);
 	for (int k = 0; k < table->nkeys; k++)
 	{
-		int			attno = entry->key_attno[k];
+		int attno = entry->key_attno[k];
 
 		if (nulls[attno])
 			ereport(ERROR,
@@ -105,16 +105,15 @@ static uint8 *
 encode_new(Decoder *decoder, DecodeRel *entry, const ResyncTable *table, TupleDesc desc,
 		   Datum *values, bool *nulls, const Datum *old_values, const bool *old_nulls)
 {
-	uint8	   *unchanged = NULL;
+	uint8 *unchanged = NULL;
 
 	for (int i = 0; i < desc->natts; i++)
 	{
-		int			column = entry->column[i];
+		int column = entry->column[i];
 
 		if (column < 0 || !is_unchanged(desc, i, values, nulls))
 			continue;
-		if (old_values != NULL && !old_nulls[i] &&
-			(entry->full || table->cols[column].keypos > 0))
+		if (old_values != NULL && !old_nulls[i] && (entry->full || table->cols[column].keypos > 0))
 		{
 			values[i] = old_values[i];
 			continue;
@@ -137,21 +136,22 @@ encode_new(Decoder *decoder, DecodeRel *entry, const ResyncTable *table, TupleDe
 static void
 raise_no_identity(const ResyncTable *table, const char *what)
 {
-	ereport(ERROR,
-			(errcode(RESYNC_DECODE_ERRCODE_NEEDS_RESYNC),
-			 errmsg("%s of table \"%s.%s\" arrived without the old row's identity",
-					what, table->schema, table->name),
-			 errdetail("The table's replica identity was changed after the mirror was built."),
-			 errhint("Restore the replica identity, then run peerdb_resync() to rebuild the mirror.")));
+	ereport(
+		ERROR,
+		(errcode(RESYNC_DECODE_ERRCODE_NEEDS_RESYNC),
+		 errmsg("%s of table \"%s.%s\" arrived without the old row's identity", what, table->schema,
+				table->name),
+		 errdetail("The table's replica identity was changed after the mirror was built."),
+		 errhint("Restore the replica identity, then run peerdb_resync() to rebuild the mirror.")));
 }
 
 static void
 do_insert(Decoder *decoder, DecodeRel *entry, const ResyncTable *table, TupleDesc desc,
 		  HeapTuple newtuple, XLogRecPtr lsn)
 {
-	Datum	   *values;
-	bool	   *nulls;
-	uint8	   *unchanged;
+	Datum *values;
+	bool  *nulls;
+	uint8 *unchanged;
 
 	deform(newtuple, desc, &values, &nulls);
 	unchanged = encode_new(decoder, entry, table, desc, values, nulls, NULL, NULL);
@@ -168,12 +168,12 @@ static void
 do_update(Decoder *decoder, DecodeRel *entry, const ResyncTable *table, TupleDesc desc,
 		  HeapTuple oldtuple, HeapTuple newtuple, XLogRecPtr lsn)
 {
-	Datum	   *values;
-	bool	   *nulls;
-	Datum	   *old_values = NULL;
-	bool	   *old_nulls = NULL;
-	uint8	   *unchanged;
-	bool		key_changed = false;
+	Datum *values;
+	bool  *nulls;
+	Datum *old_values = NULL;
+	bool  *old_nulls = NULL;
+	uint8 *unchanged;
+	bool   key_changed = false;
 
 	deform(newtuple, desc, &values, &nulls);
 	if (oldtuple != NULL)
@@ -188,7 +188,7 @@ do_update(Decoder *decoder, DecodeRel *entry, const ResyncTable *table, TupleDes
 			encode_key(decoder, entry, table, desc, old_values, old_nulls, &decoder->old_key);
 			encode_key(decoder, entry, table, desc, values, nulls, &decoder->key);
 			key_changed = decoder->key.len != decoder->old_key.len ||
-				memcmp(decoder->key.data, decoder->old_key.data, decoder->key.len) != 0;
+						  memcmp(decoder->key.data, decoder->old_key.data, decoder->key.len) != 0;
 		}
 		resync_batch_upsert(decoder->config->batch, table, decoder->row.data, decoder->row.len,
 							unchanged, key_changed ? decoder->old_key.data : NULL,
@@ -212,8 +212,8 @@ static void
 do_delete(Decoder *decoder, DecodeRel *entry, const ResyncTable *table, TupleDesc desc,
 		  HeapTuple oldtuple, XLogRecPtr lsn)
 {
-	Datum	   *values;
-	bool	   *nulls;
+	Datum *values;
+	bool  *nulls;
 
 	if (oldtuple == NULL)
 		raise_no_identity(table, "a delete");
@@ -241,7 +241,7 @@ do_delete(Decoder *decoder, DecodeRel *entry, const ResyncTable *table, TupleDes
 static void
 begin_cb(LogicalDecodingContext *ctx, ReorderBufferTXN *txn)
 {
-	Decoder    *decoder = ctx->output_writer_private;
+	Decoder *decoder = ctx->output_writer_private;
 
 	decoder->changes = 0;
 }
@@ -249,7 +249,7 @@ begin_cb(LogicalDecodingContext *ctx, ReorderBufferTXN *txn)
 static void
 commit_cb(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr commit_lsn)
 {
-	Decoder    *decoder = ctx->output_writer_private;
+	Decoder *decoder = ctx->output_writer_private;
 
 	if (decoder->changes > 0)
 		resync_batch_commit(decoder->config->batch, txn->end_lsn, txn->xact_time.commit_time);
@@ -265,12 +265,12 @@ static void
 change_cb(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation rel,
 		  ReorderBufferChange *change)
 {
-	Decoder    *decoder = ctx->output_writer_private;
-	DecodeRel  *entry;
+	Decoder			  *decoder = ctx->output_writer_private;
+	DecodeRel		  *entry;
 	const ResyncTable *table;
-	MemoryContext old;
-	HeapTuple	oldtuple = change_tuple(change->data.tp.oldtuple);
-	HeapTuple	newtuple = change_tuple(change->data.tp.newtuple);
+	MemoryContext	   old;
+	HeapTuple		   oldtuple = change_tuple(change->data.tp.oldtuple);
+	HeapTuple		   newtuple = change_tuple(change->data.tp.newtuple);
 
 	CHECK_FOR_INTERRUPTS();
 	old = MemoryContextSwitchTo(decoder->change_context);
@@ -311,18 +311,18 @@ static void
 truncate_cb(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, int nrelations,
 			Relation relations[], ReorderBufferChange *change)
 {
-	Decoder    *decoder = ctx->output_writer_private;
+	Decoder		 *decoder = ctx->output_writer_private;
 	MemoryContext old = MemoryContextSwitchTo(decoder->change_context);
-	List	   *emptied = NIL;
+	List		 *emptied = NIL;
 
 	for (int i = 0; i < nrelations; i++)
 		emptied = lappend_oid(emptied, RelationGetRelid(relations[i]));
 	for (int i = 0; i < nrelations; i++)
 	{
-		int			index = resync_relmap_root(decoder->relmap, RelationGetRelid(relations[i]));
+		int index = resync_relmap_root(decoder->relmap, RelationGetRelid(relations[i]));
 		const ResyncTable *table;
-		List	   *all;
-		ListCell   *lc;
+		List			  *all;
+		ListCell		  *lc;
 
 		if (index < 0)
 			continue;
@@ -332,12 +332,14 @@ truncate_cb(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, int nrelations,
 		foreach(lc, all)
 		{
 			if (!list_member_oid(emptied, lfirst_oid(lc)))
-				ereport(ERROR,
-						(errcode(RESYNC_DECODE_ERRCODE_NEEDS_RESYNC),
-						 errmsg("TRUNCATE emptied a part of table \"%s.%s\" only",
-								table->schema, table->name),
-						 errdetail("A partition or child table was truncated; the mirror cannot tell which rows went."),
-						 errhint("Run peerdb_resync() to rebuild the mirror.")));
+				ereport(
+					ERROR,
+					(errcode(RESYNC_DECODE_ERRCODE_NEEDS_RESYNC),
+					 errmsg("TRUNCATE emptied a part of table \"%s.%s\" only", table->schema,
+							table->name),
+					 errdetail(
+						 "A partition or child table was truncated; the mirror cannot tell which rows went."),
+					 errhint("Run peerdb_resync() to rebuild the mirror.")));
 		}
 		if (table->relid == RelationGetRelid(relations[i]))
 		{
@@ -355,15 +357,15 @@ truncate_cb(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, int nrelations,
  * "<oid of the table> <what happened>".
  */
 static void
-message_cb(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr lsn,
-		   bool transactional, const char *prefix, Size size, const char *message)
+message_cb(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr lsn, bool transactional,
+		   const char *prefix, Size size, const char *message)
 {
-	Decoder    *decoder = ctx->output_writer_private;
+	Decoder		 *decoder = ctx->output_writer_private;
 	MemoryContext old;
-	char	   *text;
-	char	   *end;
-	Oid			relid;
-	int			index;
+	char		 *text;
+	char		 *end;
+	Oid			  relid;
+	int			  index;
 
 	if (strcmp(prefix, "resync") != 0 || !transactional)
 		return;
@@ -374,12 +376,11 @@ message_cb(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr lsn,
 	if (index >= 0)
 	{
 		decoder->current = decoder->config->tables[index];
-		ereport(ERROR,
-				(errcode(RESYNC_DECODE_ERRCODE_NEEDS_RESYNC),
-				 errmsg("table \"%s.%s\" was changed in a way that its mirror cannot follow",
-						decoder->current->schema, decoder->current->name),
-				 errdetail_internal("%s", *end == ' ' ? end + 1 : end),
-				 errhint("Run peerdb_resync() to rebuild the mirror.")));
+		ereport(ERROR, (errcode(RESYNC_DECODE_ERRCODE_NEEDS_RESYNC),
+						errmsg("table \"%s.%s\" was changed in a way that its mirror cannot follow",
+							   decoder->current->schema, decoder->current->name),
+						errdetail_internal("%s", *end == ' ' ? end + 1 : end),
+						errhint("Run peerdb_resync() to rebuild the mirror.")));
 	}
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(decoder->change_context);
@@ -398,17 +399,17 @@ write_nothing(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid, bo
 static void
 replace_callbacks(LogicalDecodingContext *ctx)
 {
-	OutputPluginCallbacks expected;
+	OutputPluginCallbacks	expected;
 	LogicalOutputPluginInit init;
 
-	init = (LogicalOutputPluginInit)
-		load_external_function("pgoutput", "_PG_output_plugin_init", true, NULL);
+	init = (LogicalOutputPluginInit) load_external_function("pgoutput", "_PG_output_plugin_init",
+															true, NULL);
 	memset(&expected, 0, sizeof(expected));
 	init(&expected);
 	if (ctx->callbacks.begin_cb != expected.begin_cb ||
 		ctx->callbacks.change_cb != expected.change_cb ||
-		ctx->callbacks.truncate_cb != expected.truncate_cb ||
-		ctx->callbacks.commit_cb == NULL || ctx->callbacks.commit_cb != expected.commit_cb)
+		ctx->callbacks.truncate_cb != expected.truncate_cb || ctx->callbacks.commit_cb == NULL ||
+		ctx->callbacks.commit_cb != expected.commit_cb)
 		elog(ERROR, "the slot's output plugin is not the pgoutput that was expected");
 
 	ctx->callbacks.begin_cb = begin_cb;
@@ -428,8 +429,8 @@ resync_decode_open(DecodeConfig *config, XLogRecPtr start)
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "resync decoder",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
-	Decoder    *decoder = palloc0(sizeof(Decoder));
-	List	   *options;
+	Decoder		 *decoder = palloc0(sizeof(Decoder));
+	List		 *options;
 
 	Assert(MyReplicationSlot != NULL && !IsTransactionState());
 	decoder->config = config;
@@ -469,8 +470,8 @@ resync_decode_next(Decoder *decoder)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
-	XLogRecord *record;
-	char	   *error = NULL;
+	XLogRecord	 *record;
+	char		 *error = NULL;
 
 	record = XLogReadRecord(decoder->ctx->reader, &error);
 	if (error != NULL)

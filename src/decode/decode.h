@@ -43,47 +43,47 @@ extern void resync_slot_release_snapshot(void);
 extern XLogRecPtr resync_slot_acquire(const char *slot_name);
 
 /* How a decoder asks for encoders: the destination's make_encoder. */
-typedef RowEncoder *(*MakeEncoderFn) (void *arg, const ResyncTable *table, TupleDesc desc);
+typedef RowEncoder *(*MakeEncoderFn)(void *arg, const ResyncTable *table, TupleDesc desc);
 
 typedef struct DecodeConfig
 {
-	ResyncTable **tables;		/* replaced by newer versions as columns are
+	ResyncTable **tables; /* replaced by newer versions as columns are
 								 * added */
-	int			ntables;
-	List	  **ignored;		/* per table: names (char *) of columns that
+	int			  ntables;
+	List		**ignored; /* per table: names (char *) of columns that
 								 * are left out on purpose */
-	ResyncBatch *batch;			/* changes go here */
+	ResyncBatch	 *batch;   /* changes go here */
 	MakeEncoderFn make_encoder;
-	void	   *make_encoder_arg;
+	void		 *make_encoder_arg;
 } DecodeConfig;
 
 /* A column that was added at the source while the mirror streamed. */
 typedef struct AddedColumn
 {
-	int			ordinal;		/* of the table */
-	NameData	name;
-	AttrNumber	attnum;
-	Oid			typid;
-	int32		typmod;
-	bool		notnull;
-	bool		generated;
+	int		   ordinal; /* of the table */
+	NameData   name;
+	AttrNumber attnum;
+	Oid		   typid;
+	int32	   typmod;
+	bool	   notnull;
+	bool	   generated;
 } AddedColumn;
 
 /*
  * A copy of the table, in the current context, with one more column.  Only for
  * built-in types, whose name and bytes mean the same at every destination.
  */
-extern ResyncTable *resync_decode_table_with_column(const ResyncTable *table,
-													const AddedColumn *added);
+extern ResyncTable *
+resync_decode_table_with_column(const ResyncTable *table, const AddedColumn *added);
 
 typedef struct Decoder Decoder;
 
 /* Counters per table, since the decoder was opened. */
 typedef struct DecodeCounts
 {
-	int64		inserts;
-	int64		updates;
-	int64		deletes;
+	int64 inserts;
+	int64 updates;
+	int64 deletes;
 } DecodeCounts;
 
 /*
@@ -108,11 +108,11 @@ extern void resync_decode_confirm(Decoder *decoder, XLogRecPtr lsn);
 /* Once after many records: catalog caches are of another time. */
 extern void resync_decode_leave(Decoder *decoder);
 
-extern DecodeCounts *resync_decode_counts(Decoder *decoder);	/* per table */
+extern DecodeCounts *resync_decode_counts(Decoder *decoder); /* per table */
 
 /* Of the table to blame while an error is handled; NULL: none. */
 extern const ResyncTable *resync_decode_current_table(const Decoder *decoder);
 
 extern void resync_decode_close(Decoder *decoder);
 
-#endif							/* RESYNC_DECODE_H */
+#endif /* RESYNC_DECODE_H */

@@ -29,17 +29,17 @@
 struct RelMap
 {
 	DecodeConfig *config;
-	HTAB	   *rels;
+	HTAB		 *rels;
 	MemoryContext context;
 };
 
-static RelMap *current_map = NULL;	/* for the invalidation callback */
+static RelMap *current_map = NULL; /* for the invalidation callback */
 
 /* Registered once per process; touches only the valid flags. */
 static void
 relcache_changed(Datum arg, Oid relid)
 {
-	DecodeRel  *entry;
+	DecodeRel	   *entry;
 	HASH_SEQ_STATUS seq;
 
 	if (current_map == NULL)
@@ -68,8 +68,7 @@ resync_relmap_create(DecodeConfig *config)
 	ctl.keysize = sizeof(Oid);
 	ctl.entrysize = sizeof(DecodeRel);
 	ctl.hcxt = CurrentMemoryContext;
-	map->rels = hash_create("resync relations", 128, &ctl,
-							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	map->rels = hash_create("resync relations", 128, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	current_map = map;
 	if (!registered)
 	{
@@ -137,18 +136,17 @@ resync_relmap_root(RelMap *map, Oid relid)
 static void
 raise_changed(const ResyncTable *table, const char *detail)
 {
-	ereport(ERROR,
-			(errcode(RESYNC_DECODE_ERRCODE_NEEDS_RESYNC),
-			 errmsg("table \"%s.%s\" was changed in a way that its mirror cannot follow",
-					table->schema, table->name),
-			 errdetail_internal("%s", detail),
-			 errhint("Run peerdb_resync() to rebuild the mirror.")));
+	ereport(ERROR, (errcode(RESYNC_DECODE_ERRCODE_NEEDS_RESYNC),
+					errmsg("table \"%s.%s\" was changed in a way that its mirror cannot follow",
+						   table->schema, table->name),
+					errdetail_internal("%s", detail),
+					errhint("Run peerdb_resync() to rebuild the mirror.")));
 }
 
 static bool
 is_ignored(RelMap *map, int index, const char *name)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	foreach(lc, map->config->ignored[index])
 	{
@@ -161,10 +159,10 @@ is_ignored(RelMap *map, int index, const char *name)
 ResyncTable *
 resync_decode_table_with_column(const ResyncTable *table, const AddedColumn *added)
 {
-	ResyncTable *copy = palloc(sizeof(ResyncTable));
+	ResyncTable	 *copy = palloc(sizeof(ResyncTable));
 	ResyncColumn *col;
-	int32		typmod = added->typmod;
-	Oid			base = getBaseTypeAndTypmod(added->typid, &typmod);
+	int32		  typmod = added->typmod;
+	Oid			  base = getBaseTypeAndTypmod(added->typid, &typmod);
 
 	*copy = *table;
 	copy->cols = palloc0((table->ncols + 1) * sizeof(ResyncColumn));
@@ -190,28 +188,27 @@ resync_decode_table_with_column(const ResyncTable *table, const AddedColumn *add
 static void
 add_column(RelMap *map, int index, Relation rel, Form_pg_attribute att)
 {
-	ResyncTable *table = map->config->tables[index];
-	ResyncTable *newer;
-	AddedColumn added;
+	ResyncTable	 *table = map->config->tables[index];
+	ResyncTable	 *newer;
+	AddedColumn	  added;
 	MemoryContext old;
-	Oid			base;
-	Oid			element;
-	bool		varlena;
-	int32		typmod = att->atttypmod;
-	char	   *default_text = NULL;
-	TupleDesc	desc = RelationGetDescr(rel);
+	Oid			  base;
+	Oid			  element;
+	bool		  varlena;
+	int32		  typmod = att->atttypmod;
+	char		 *default_text = NULL;
+	TupleDesc	  desc = RelationGetDescr(rel);
 
 	base = getBaseTypeAndTypmod(att->atttypid, &typmod);
 	element = get_element_type(base);
-	if (base >= FirstGenbkiObjectId ||
-		(OidIsValid(element) && element >= FirstGenbkiObjectId))
+	if (base >= FirstGenbkiObjectId || (OidIsValid(element) && element >= FirstGenbkiObjectId))
 		raise_changed(table, psprintf("Column \"%s\" was added; its type %s is not a built-in one.",
 									  NameStr(att->attname), format_type_be(att->atttypid)));
 
 	if (att->atthasmissing && desc->constr != NULL && desc->constr->missing != NULL &&
 		desc->constr->missing[att->attnum - 1].am_present)
 	{
-		Oid			outfn;
+		Oid outfn;
 
 		getTypeOutputInfo(base, &outfn, &varlena);
 		default_text = OidOutputFunctionCall(outfn,
@@ -237,7 +234,7 @@ add_column(RelMap *map, int index, Relation rel, Form_pg_attribute att)
 static void
 check_identity(RelMap *map, const ResyncTable *table, Relation rel, DecodeRel *entry)
 {
-	Bitmapset  *identity;
+	Bitmapset *identity;
 
 	entry->full = (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL);
 	if (entry->full || table->identity == 'n')
@@ -249,9 +246,10 @@ check_identity(RelMap *map, const ResyncTable *table, Relation rel, DecodeRel *e
 	for (int k = 0; k < table->nkeys; k++)
 	{
 		if (!bms_is_member(entry->key_attno[k] + 1 - FirstLowInvalidHeapAttributeNumber, identity))
-			raise_changed(table,
-						  psprintf("Its replica identity does not contain the key column \"%s\" any more.",
-								   table->cols[entry->key_column[k]].name));
+			raise_changed(
+				table,
+				psprintf("Its replica identity does not contain the key column \"%s\" any more.",
+						 table->cols[entry->key_column[k]].name));
 	}
 	bms_free(identity);
 }
@@ -262,8 +260,8 @@ check_identity(RelMap *map, const ResyncTable *table, Relation rel, DecodeRel *e
 static void
 build_entry(RelMap *map, DecodeRel *entry, Relation rel)
 {
-	TupleDesc	desc = RelationGetDescr(rel);
-	ResyncTable *table;
+	TupleDesc	  desc = RelationGetDescr(rel);
+	ResyncTable	 *table;
 	MemoryContext old;
 
 	if (entry->context != NULL)
@@ -273,8 +271,8 @@ build_entry(RelMap *map, DecodeRel *entry, Relation rel)
 											   ALLOCSET_SMALL_SIZES);
 
 	/* rows of a rewrite arrive on a temporary relation */
-	entry->index = resync_relmap_root(map, OidIsValid(rel->rd_rel->relrewrite) ?
-									  rel->rd_rel->relrewrite : RelationGetRelid(rel));
+	entry->index = resync_relmap_root(
+		map, OidIsValid(rel->rd_rel->relrewrite) ? rel->rd_rel->relrewrite : RelationGetRelid(rel));
 	if (entry->index < 0)
 	{
 		entry->valid = true;
@@ -287,7 +285,7 @@ build_entry(RelMap *map, DecodeRel *entry, Relation rel)
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
-		bool		known = false;
+		bool			  known = false;
 
 		if (att->attisdropped || is_ignored(map, entry->index, NameStr(att->attname)))
 			continue;
@@ -309,7 +307,7 @@ build_entry(RelMap *map, DecodeRel *entry, Relation rel)
 	entry->key_column = palloc0(Max(table->nkeys, 1) * sizeof(int));
 	for (int c = 0; c < table->ncols; c++)
 	{
-		ResyncColumn *col = &table->cols[c];
+		ResyncColumn	 *col = &table->cols[c];
 		Form_pg_attribute att = NULL;
 
 		for (int i = 0; i < desc->natts && att == NULL; i++)
@@ -321,10 +319,10 @@ build_entry(RelMap *map, DecodeRel *entry, Relation rel)
 		if (att == NULL)
 			raise_changed(table, psprintf("Column \"%s\" was dropped or renamed.", col->name));
 		if (att->atttypid != col->typid || att->atttypmod != col->typmod)
-			raise_changed(table, psprintf("The type of column \"%s\" was changed from %s to %s.",
-										  col->name,
-										  format_type_with_typemod(col->typid, col->typmod),
-										  format_type_with_typemod(att->atttypid, att->atttypmod)));
+			raise_changed(table,
+						  psprintf("The type of column \"%s\" was changed from %s to %s.",
+								   col->name, format_type_with_typemod(col->typid, col->typmod),
+								   format_type_with_typemod(att->atttypid, att->atttypmod)));
 		entry->attno[c] = att->attnum - 1;
 		entry->column[att->attnum - 1] = c;
 		if (col->keypos > 0)
@@ -342,9 +340,9 @@ build_entry(RelMap *map, DecodeRel *entry, Relation rel)
 DecodeRel *
 resync_relmap_get(RelMap *map, Relation rel)
 {
-	Oid			relid = RelationGetRelid(rel);
-	bool		found;
-	DecodeRel  *entry = hash_search(map->rels, &relid, HASH_ENTER, &found);
+	Oid		   relid = RelationGetRelid(rel);
+	bool	   found;
+	DecodeRel *entry = hash_search(map->rels, &relid, HASH_ENTER, &found);
 
 	if (!found)
 	{
@@ -358,8 +356,7 @@ resync_relmap_get(RelMap *map, Relation rel)
 	 */
 	if (!entry->valid)
 		build_entry(map, entry, rel);
-	else if (entry->index >= 0 &&
-			 entry->encoder->ncols != map->config->tables[entry->index]->ncols)
+	else if (entry->index >= 0 && entry->encoder->ncols != map->config->tables[entry->index]->ncols)
 		build_entry(map, entry, rel);
 	return entry;
 }

@@ -35,10 +35,10 @@
 static int
 read_page(XLogReaderState *state, XLogRecPtr page, int req_len, char *buf, bool wait)
 {
-	TimeLineID	tli;
-	XLogRecPtr	flush = GetFlushRecPtr(&tli);
+	TimeLineID	 tli;
+	XLogRecPtr	 flush = GetFlushRecPtr(&tli);
 	WALReadError errinfo;
-	int			count;
+	int			 count;
 
 	while (page + req_len > flush)
 	{
@@ -52,7 +52,8 @@ read_page(XLogReaderState *state, XLogRecPtr page, int req_len, char *buf, bool 
 	}
 	XLogReadDetermineTimeline(state, page, req_len, tli);
 	count = (page + XLOG_BLCKSZ <= flush) ? XLOG_BLCKSZ : (int) (flush - page);
-	if (!WALRead(state, buf, page, XLOG_BLCKSZ, state->currTLI, &errinfo))
+	if (!WALRead(state, buf, page, XLOG_BLCKSZ, state->currTLI != 0 ? state->currTLI : tli,
+				 &errinfo))
 		WALReadRaiseError(&errinfo);
 	return count;
 }
@@ -73,9 +74,9 @@ read_page_wait(XLogReaderState *state, XLogRecPtr page, int req_len, XLogRecPtr 
 XLogRecPtr
 resync_slot_create(const char *slot_name, char *snapshot_name)
 {
-	MemoryContext context = CurrentMemoryContext;
+	MemoryContext			context = CurrentMemoryContext;
 	LogicalDecodingContext *ctx;
-	XLogRecPtr	lsn;
+	XLogRecPtr				lsn;
 
 	CheckLogicalDecodingRequirements();
 	ReplicationSlotCreate(slot_name, true, RS_EPHEMERAL, false);
@@ -106,7 +107,7 @@ XLogRecPtr
 resync_slot_export(const char *slot_name, char *snapshot_name)
 {
 	MemoryContext context = CurrentMemoryContext;
-	XLogRecPtr	lsn;
+	XLogRecPtr	  lsn;
 
 	(void) resync_slot_acquire(slot_name);
 	StartTransactionCommand();
@@ -123,7 +124,7 @@ resync_slot_export(const char *slot_name, char *snapshot_name)
 	 */
 	lsn = GetXLogInsertRecPtr();
 	if (XLogSegmentOffset(lsn, wal_segment_size) == SizeOfXLogLongPHD)
-		lsn -= SizeOfXLogLongPHD;	/* behind a page header: nothing there yet */
+		lsn -= SizeOfXLogLongPHD; /* behind a page header: nothing there yet */
 	else if (lsn % XLOG_BLCKSZ == SizeOfXLogShortPHD)
 		lsn -= SizeOfXLogShortPHD;
 	XLogFlush(lsn);
@@ -156,17 +157,19 @@ resync_slot_acquire(const char *slot_name)
 		slot = SearchNamedReplicationSlot(slot_name, false);
 		LWLockRelease(ReplicationSlotControlLock);
 		if (slot == NULL)
-			ereport(ERROR,
-					(errcode(RESYNC_DECODE_ERRCODE_NEEDS_RESYNC),
-					 errmsg("replication slot \"%s\" does not exist any more", slot_name),
-					 errhint("Run peerdb_resync() to rebuild the mirror.")));
+			ereport(ERROR, (errcode(RESYNC_DECODE_ERRCODE_NEEDS_RESYNC),
+							errmsg("replication slot \"%s\" does not exist any more", slot_name),
+							errhint("Run peerdb_resync() to rebuild the mirror.")));
 		ReplicationSlotAcquire(slot_name, true);
 	}
 	if (XLogRecPtrIsInvalid(MyReplicationSlot->data.restart_lsn))
-		ereport(ERROR,
-				(errcode(RESYNC_DECODE_ERRCODE_NEEDS_RESYNC),
-				 errmsg("replication slot \"%s\" was invalidated because it held more WAL than max_slot_wal_keep_size allows",
-						slot_name),
-				 errhint("Run peerdb_resync() to rebuild the mirror, and consider a larger max_slot_wal_keep_size.")));
+		ereport(
+			ERROR,
+			(errcode(RESYNC_DECODE_ERRCODE_NEEDS_RESYNC),
+			 errmsg(
+				 "replication slot \"%s\" was invalidated because it held more WAL than max_slot_wal_keep_size allows",
+				 slot_name),
+			 errhint(
+				 "Run peerdb_resync() to rebuild the mirror, and consider a larger max_slot_wal_keep_size.")));
 	return MyReplicationSlot->data.confirmed_flush;
 }

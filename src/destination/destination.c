@@ -14,10 +14,10 @@
 /* Wrappers of ours, and the methods behind them.  NULL: not available yet. */
 static const struct
 {
-	const char *wrapper;
-	const char *label;
+	const char				 *wrapper;
+	const char				 *label;
 	const DestinationRoutine *routine;
-}			destinations[] = {
+} destinations[] = {
 	{"peerdb_postgres", "PostgreSQL", &resync_destination_postgres},
 	{"postgres_fdw", "PostgreSQL", &resync_destination_postgres},
 	{"peerdb_clickhouse", "ClickHouse", NULL},
@@ -44,20 +44,18 @@ resync_destination_require(const char *wrapper)
 		if (strcmp(destinations[i].wrapper, wrapper) != 0)
 			continue;
 		if (destinations[i].routine == NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("destination %s is not available yet", destinations[i].label),
-					 errhint("Use a server of \"peerdb_postgres\" or \"postgres_fdw\".")));
+			ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+							errmsg("destination %s is not available yet", destinations[i].label),
+							errhint("Use a server of \"peerdb_postgres\" or \"postgres_fdw\".")));
 		return destinations[i].routine;
 	}
-	ereport(ERROR,
-			(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-			 errmsg("a server of foreign-data wrapper \"%s\" cannot be a peer", wrapper),
-			 errhint("Use a server of \"peerdb_postgres\" or \"postgres_fdw\".")));
+	ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
+					errmsg("a server of foreign-data wrapper \"%s\" cannot be a peer", wrapper),
+					errhint("Use a server of \"peerdb_postgres\" or \"postgres_fdw\".")));
 }
 
 void
-resync_destination_set_wait_hook(void (*hook) (void))
+resync_destination_set_wait_hook(void (*hook)(void))
 {
 	resync_pq_wait_hook = hook;
 }

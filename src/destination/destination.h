@@ -34,16 +34,16 @@ typedef struct DestinationRoutine DestinationRoutine;
 typedef struct Destination
 {
 	const DestinationRoutine *routine;
-	MemoryContext context;		/* everything of this connection; deleting it
+	MemoryContext			  context; /* everything of this connection; deleting it
 								 * closes the connection (reset callback) */
-	const ResyncRunId *id;		/* NULL for check_peer */
+	const ResyncRunId		 *id;	   /* NULL for check_peer */
 } Destination;
 
 /* A partition that the destination holds completely (its done-mark). */
 typedef struct DonePartition
 {
-	int64		partition;
-	int64		rows;
+	int64 partition;
+	int64 rows;
 } DonePartition;
 
 /*
@@ -52,32 +52,32 @@ typedef struct DonePartition
  * of the row as it is now to out, or returns false when it is gone.  Called
  * outside decoding callbacks only.
  */
-typedef bool (*FetchRowFn) (void *arg, const ResyncTable *table,
-							const char *key, uint32 key_len, StringInfo out);
+typedef bool (*FetchRowFn)(void *arg, const ResyncTable *table, const char *key, uint32 key_len,
+						   StringInfo out);
 
 struct DestinationRoutine
 {
-	const char *peer_type;		/* "postgres" ... */
-	double		default_sync_interval;	/* seconds */
-	bool		has_schemas;	/* dest_schema is used */
-	bool		needs_key;		/* tables without key only with "append" */
-	int			max_identifier; /* bytes of a table name */
+	const char *peer_type;			   /* "postgres" ... */
+	double		default_sync_interval; /* seconds */
+	bool		has_schemas;		   /* dest_schema is used */
+	bool		needs_key;			   /* tables without key only with "append" */
+	int			max_identifier;		   /* bytes of a table name */
 
 	/*
 	 * Connect.  appname is what the destination shows for the connection.
 	 * The Destination is made in a new child of the current context.
 	 */
-	Destination *(*open) (const ResyncPeer *peer, const ResyncRunId *id, const char *appname);
-	void		(*close) (Destination *dest);
+	Destination *(*open)(const ResyncPeer *peer, const ResyncRunId *id, const char *appname);
+	void (*close)(Destination *dest);
 
 	/* The destination's version as text; connects already did. */
-	char	   *(*version) (Destination *dest);
+	char *(*version)(Destination *dest);
 
 	/*
 	 * Choose dest_name, dest_type, wire, wire_info of every column.  Raises
 	 * if one cannot be mapped.
 	 */
-	void		(*map_columns) (Destination *dest, ResyncTable *table);
+	void (*map_columns)(Destination *dest, ResyncTable *table);
 
 	/*
 	 * Phase validate, one table; changes nothing.  Privileges to create, a
@@ -86,39 +86,39 @@ struct DestinationRoutine
 	 * that a swap would lose.  Raises, or appends warnings (char *) to
 	 * *warnings.
 	 */
-	void		(*check_table) (Destination *dest, const ResyncTable *table, bool live_expected,
-								List **warnings);
+	void (*check_table)(Destination *dest, const ResyncTable *table, bool live_expected,
+						List **warnings);
 
 	/*
 	 * Make the run known: metadata objects if missing, the run's row (applied
-	 * LSN = start_lsn).  A run that is known already stays as it is.  Raises
+	 * LSN = start_lsn).  A run that is active already stays as it is; one that
+	 * was ended begins again.  Raises
 	 * RESYNC_ERRCODE_DIVERGED if the mirror's mark belongs to another source.
 	 */
-	void		(*begin_run) (Destination *dest, XLogRecPtr start_lsn);
+	void (*begin_run)(Destination *dest, XLogRecPtr start_lsn);
 
 	/*
 	 * The run is over (cancelled, failed for good, retired, dropped): fence it
 	 * out and drop its tables under construction.  Repeatable; what is gone is
 	 * no error.  Never touches live tables.
 	 */
-	void		(*end_run) (Destination *dest, int64 run);
+	void (*end_run)(Destination *dest, int64 run);
 
 	/* Forget the mirror; drop_tables: its live tables too, if ours. */
-	void		(*drop_mirror) (Destination *dest, ResyncTable **tables, int ntables,
-								bool drop_tables);
+	void (*drop_mirror)(Destination *dest, ResyncTable **tables, int ntables, bool drop_tables);
 
 	/*
 	 * Phase create_tables: make build_name, empty, without key; one that is
 	 * there is replaced if it is ours, else an error.
 	 */
-	void		(*create_table) (Destination *dest, const ResyncTable *table);
+	void (*create_table)(Destination *dest, const ResyncTable *table);
 
 	/* Phase load, after a restart: what is done.  List of DonePartition *. */
-	List	   *(*done_partitions) (Destination *dest);
+	List *(*done_partitions)(Destination *dest);
 
 	/* Empty build_name and forget its partitions (they are numbered first..last). */
-	void		(*reset_table) (Destination *dest, const ResyncTable *table,
-								int64 first_partition, int64 last_partition);
+	void (*reset_table)(Destination *dest, const ResyncTable *table, int64 first_partition,
+						int64 last_partition);
 
 	/*
 	 * One partition: begin (false: its done-mark is there, nothing to do),
@@ -128,46 +128,44 @@ struct DestinationRoutine
 	 * are durable then.  load_abort gives a partition up (no error).
 	 * bytes counts what was handed to the network since load_begin.
 	 */
-	bool		(*load_begin) (Destination *dest, const ResyncTable *table, TupleDesc desc,
-							   int64 partition);
-	void		(*load_row) (Destination *dest, TupleTableSlot *slot);
-	int64		(*load_finish) (Destination *dest);
-	void		(*load_abort) (Destination *dest);
-	int64		(*load_bytes) (Destination *dest);
+	bool (*load_begin)(Destination *dest, const ResyncTable *table, TupleDesc desc,
+					   int64 partition);
+	void (*load_row)(Destination *dest, TupleTableSlot *slot);
+	int64 (*load_finish)(Destination *dest);
+	void (*load_abort)(Destination *dest);
+	int64 (*load_bytes)(Destination *dest);
 
 	/* After the last partition: rows in build_name. */
-	int64		(*count_rows) (Destination *dest, const ResyncTable *table, bool build,
-							   bool live_only);
+	int64 (*count_rows)(Destination *dest, const ResyncTable *table, bool build, bool live_only);
 
 	/*
 	 * After the load: make the key (with multi_snapshot: de-duplicate first)
 	 * and copy the old table's indexes.  Repeatable.
 	 */
-	void		(*build_key) (Destination *dest, const ResyncTable *table);
+	void (*build_key)(Destination *dest, const ResyncTable *table);
 
 	/*
 	 * The end LSN of the last transaction applied by the run, as stored there.
 	 */
-	XLogRecPtr	(*applied_lsn) (Destination *dest);
+	XLogRecPtr (*applied_lsn)(Destination *dest);
 
 	/*
 	 * Apply a batch, in one transaction with the new LSN; to_live: into the
 	 * live names, else build_name.  expected: the applied LSN that must be
 	 * there now.  Afterwards the destination has it durably.
 	 */
-	void		(*apply) (Destination *dest, ResyncBatch *batch, bool to_live,
-						  XLogRecPtr expected, XLogRecPtr end_lsn,
-						  FetchRowFn fetch, void *fetch_arg);
+	void (*apply)(Destination *dest, ResyncBatch *batch, bool to_live, XLogRecPtr expected,
+				  XLogRecPtr end_lsn, FetchRowFn fetch, void *fetch_arg);
 
 	/* Encoder for rows of a relation, for the batch. */
-	RowEncoder *(*make_encoder) (Destination *dest, const ResyncTable *table, TupleDesc desc);
+	RowEncoder *(*make_encoder)(Destination *dest, const ResyncTable *table, TupleDesc desc);
 
 	/*
 	 * Swap step 2: keys that the old (live) table has and build_name has not,
 	 * as soft-deleted rows.  Repeatable; returns rows carried over.  Nothing
 	 * to do without soft_delete or without an old table.
 	 */
-	int64		(*transfer) (Destination *dest, const ResyncTable *table);
+	int64 (*transfer)(Destination *dest, const ResyncTable *table);
 
 	/*
 	 * Swap step 3: all tables in one step where the destination can.  lsn:
@@ -176,18 +174,18 @@ struct DestinationRoutine
 	 * nothing changed.  journal is called where the destination swaps table by
 	 * table.
 	 */
-	bool		(*swap) (Destination *dest, ResyncTable **tables, int ntables,
-						 XLogRecPtr lsn, int64 retire_run);
+	bool (*swap)(Destination *dest, ResyncTable **tables, int ntables, XLogRecPtr lsn,
+				 int64 retire_run);
 
 	/* After a crash between swap and its note: is this table swapped? */
-	bool		(*is_swapped) (Destination *dest, const ResyncTable *table);
+	bool (*is_swapped)(Destination *dest, const ResyncTable *table);
 };
 
 /*
  * Called whenever a wait for a destination is over because the process latch
  * was set; may raise, which gives up what is under way.  NULL: nothing.
  */
-extern void resync_destination_set_wait_hook(void (*hook) (void));
+extern void resync_destination_set_wait_hook(void (*hook)(void));
 
 /* By wrapper name ("peerdb_postgres", "postgres_fdw", ...).  NULL: unknown. */
 extern const DestinationRoutine *resync_destination_routine(const char *wrapper);
@@ -200,4 +198,4 @@ extern const DestinationRoutine *resync_destination_require(const char *wrapper)
 
 extern const DestinationRoutine resync_destination_postgres;
 
-#endif							/* RESYNC_DESTINATION_H */
+#endif /* RESYNC_DESTINATION_H */

@@ -114,7 +114,7 @@ resync_pg_key(const ResyncTable *table)
 
 	for (int i = 0; i < table->ncols; i++)
 	{
-		int			pos = table->cols[i].keypos;
+		int pos = table->cols[i].keypos;
 
 		if (pos > 0 && pos <= table->nkeys)
 			key[pos - 1] = &table->cols[i];
@@ -139,7 +139,7 @@ char *
 resync_pg_run_condition(PgDestination *dest, const char *alias)
 {
 	return psprintf("%s.token = %s AND %s.run = " INT64_FORMAT, alias,
-							resync_pg_literal(dest->head.id->token), alias, dest->head.id->run);
+					resync_pg_literal(dest->head.id->token), alias, dest->head.id->run);
 }
 
 /* ---------------------------------------------------------------------
@@ -149,11 +149,11 @@ resync_pg_run_condition(PgDestination *dest, const char *alias)
 static const char *
 find_option(List *options, const char *name)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	foreach(lc, options)
 	{
-		DefElem    *def = lfirst(lc);
+		DefElem *def = lfirst(lc);
 
 		if (strcmp(def->defname, name) == 0)
 			return strVal(def->arg);
@@ -165,20 +165,18 @@ find_option(List *options, const char *name)
 static char *
 read_password_file(const char *path)
 {
-	FILE	   *file = AllocateFile(path, "r");
-	char		line[1024];
-	char	   *got;
+	FILE *file = AllocateFile(path, "r");
+	char  line[1024];
+	char *got;
 
 	if (file == NULL)
-		ereport(ERROR,
-				(errcode_for_file_access(),
-				 errmsg("could not open password file \"%s\": %m", path)));
+		ereport(ERROR, (errcode_for_file_access(),
+						errmsg("could not open password file \"%s\": %m", path)));
 	got = fgets(line, sizeof(line), file);
 	FreeFile(file);
 	if (got == NULL)
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PASSWORD),
-				 errmsg("password file \"%s\" is empty", path)));
+				(errcode(ERRCODE_INVALID_PASSWORD), errmsg("password file \"%s\" is empty", path)));
 	line[strcspn(line, "\r\n")] = '\0';
 	got = pstrdup(line);
 	explicit_bzero(line, sizeof(line));
@@ -235,20 +233,20 @@ static bool
 make_keywords(const ResyncPeer *peer, const char *appname, const char ***keywords_out,
 			  const char ***values_out)
 {
-	int			size = list_length(peer->server_options) + list_length(peer->user_options) + 16;
+	int			 size = list_length(peer->server_options) + list_length(peer->user_options) + 16;
 	const char **keywords = palloc0(sizeof(char *) * size);
 	const char **values = palloc0(sizeof(char *) * size);
 	PQconninfoOption *known = PQconndefaults();
-	const char *password = find_option(peer->user_options, "password");
-	const char *file = find_option(peer->user_options, "password_file");
-	int			n = 0;
-	ListCell   *lc;
+	const char		 *password = find_option(peer->user_options, "password");
+	const char		 *file = find_option(peer->user_options, "password_file");
+	int				  n = 0;
+	ListCell		 *lc;
 
 	if (known == NULL)
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
 	foreach(lc, list_concat_copy(peer->server_options, peer->user_options))
 	{
-		DefElem    *def = lfirst(lc);
+		DefElem *def = lfirst(lc);
 
 		if (is_libpq_option(known, def->defname))
 			add_keyword(keywords, values, &n, def->defname, strVal(def->arg));
@@ -274,14 +272,17 @@ make_keywords(const ResyncPeer *peer, const char *appname, const char ***keyword
 static void
 refuse_without_password(bool connected)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_S_R_E_PROHIBITED_SQL_STATEMENT_ATTEMPTED),
-			 errmsg("password or GSSAPI delegated credentials required"),
-			 connected ?
-			 errdetail("Non-superuser cannot connect if the server does not request a password.") :
-			 errdetail("Non-superusers must provide a password in the user mapping."),
-			 connected ?
-			 errhint("Target server's authentication method must be changed, or password_required=false set in the user mapping attributes.") : 0));
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_S_R_E_PROHIBITED_SQL_STATEMENT_ATTEMPTED),
+		 errmsg("password or GSSAPI delegated credentials required"),
+		 connected
+			 ? errdetail("Non-superuser cannot connect if the server does not request a password.")
+			 : errdetail("Non-superusers must provide a password in the user mapping."),
+		 connected
+			 ? errhint(
+				   "Target server's authentication method must be changed, or password_required=false set in the user mapping attributes.")
+			 : 0));
 }
 
 /*
@@ -292,30 +293,29 @@ static void
 pin_settings(PgDestination *dest)
 {
 	StringInfoData sql;
-	PGresult   *res;
+	PGresult	  *res;
 
 	initStringInfo(&sql);
-	appendStringInfoString(&sql,
-						   "SET search_path = pg_catalog;"
-						   "SET datestyle = 'ISO, YMD';"
-						   "SET intervalstyle = postgres;"
-						   "SET timezone = 'UTC';"
-						   "SET extra_float_digits = 3;"
-						   "SET bytea_output = hex;"
-						   "SET xmloption = content;"
-						   "SET standard_conforming_strings = on;"
-						   "SET statement_timeout = 0;"
-						   "SET lock_timeout = 0;"
-						   "SET idle_in_transaction_session_timeout = 0;"
-						   "SET default_transaction_read_only = off;"
-						   "SET default_transaction_isolation = 'read committed';"
-						   "SET default_transaction_deferrable = off;"
-						   "SET default_tablespace = '';"
-						   "SET row_security = off;"
-						   "SET jit = off;"
-						   "SET tcp_keepalives_idle = 30;"
-						   "SET tcp_keepalives_interval = 10;"
-						   "SET tcp_keepalives_count = 3;");
+	appendStringInfoString(&sql, "SET search_path = pg_catalog;"
+								 "SET datestyle = 'ISO, YMD';"
+								 "SET intervalstyle = postgres;"
+								 "SET timezone = 'UTC';"
+								 "SET extra_float_digits = 3;"
+								 "SET bytea_output = hex;"
+								 "SET xmloption = content;"
+								 "SET standard_conforming_strings = on;"
+								 "SET statement_timeout = 0;"
+								 "SET lock_timeout = 0;"
+								 "SET idle_in_transaction_session_timeout = 0;"
+								 "SET default_transaction_read_only = off;"
+								 "SET default_transaction_isolation = 'read committed';"
+								 "SET default_transaction_deferrable = off;"
+								 "SET default_tablespace = '';"
+								 "SET row_security = off;"
+								 "SET jit = off;"
+								 "SET tcp_keepalives_idle = 30;"
+								 "SET tcp_keepalives_interval = 10;"
+								 "SET tcp_keepalives_count = 3;");
 	if (dest->version >= 140000)
 		appendStringInfoString(&sql, "SET idle_session_timeout = 0;");
 	if (dest->version >= 170000)
@@ -339,14 +339,14 @@ pin_settings(PgDestination *dest)
 static Destination *
 pg_open(const ResyncPeer *peer, const ResyncRunId *id, const char *appname)
 {
-	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "resync destination",
-												  ALLOCSET_DEFAULT_SIZES);
-	MemoryContext old = MemoryContextSwitchTo(context);
+	MemoryContext  context = AllocSetContextCreate(CurrentMemoryContext, "resync destination",
+												   ALLOCSET_DEFAULT_SIZES);
+	MemoryContext  old = MemoryContextSwitchTo(context);
 	PgDestination *dest = palloc0(sizeof(PgDestination));
-	const char *meta = find_option(peer->server_options, "metadata_schema");
-	const char **keywords;
-	const char **values;
-	bool		has_password;
+	const char	  *meta = find_option(peer->server_options, "metadata_schema");
+	const char	 **keywords;
+	const char	 **values;
+	bool		   has_password;
 
 	dest->head.routine = &resync_destination_postgres;
 	dest->head.context = context;
@@ -407,22 +407,23 @@ pg_version(Destination *head)
 static void
 raise_diverged(PgDestination *dest)
 {
-	ereport(ERROR,
-			(errcode(RESYNC_ERRCODE_DIVERGED),
-			 errmsg("this database is a copy"),
-			 errdetail("The destination's mark of mirror \"%s\" belongs to another database or server.",
-					   dest->head.id->mirror),
-			 errhint("Drop the mirror here, or take it over with peerdb_resume_mirror(..., adopt => true).")));
+	ereport(
+		ERROR,
+		(errcode(RESYNC_ERRCODE_DIVERGED), errmsg("this database is a copy"),
+		 errdetail("The destination's mark of mirror \"%s\" belongs to another database or server.",
+				   dest->head.id->mirror),
+		 errhint(
+			 "Drop the mirror here, or take it over with peerdb_resume_mirror(..., adopt => true).")));
 }
 
 static void
 raise_fenced(PgDestination *dest, const char *why)
 {
-	ereport(ERROR,
-			(errcode(RESYNC_ERRCODE_FENCED),
-			 errmsg("run " INT64_FORMAT " of mirror \"%s\" is no longer in charge at the destination",
-					dest->head.id->run, dest->head.id->mirror),
-			 errdetail_internal("%s", why)));
+	ereport(ERROR, (errcode(RESYNC_ERRCODE_FENCED),
+					errmsg("run " INT64_FORMAT
+						   " of mirror \"%s\" is no longer in charge at the destination",
+						   dest->head.id->run, dest->head.id->mirror),
+					errdetail_internal("%s", why)));
 }
 
 /* Raises if the mirror's mark, where there is one, is not of this source. */
@@ -430,13 +431,13 @@ static void
 check_mirror(PgDestination *dest)
 {
 	const ResyncRunId *id = dest->head.id;
-	PGresult   *res;
+	PGresult		  *res;
 
 	res = resync_pq_exec(dest->conn,
 						 psprintf("SELECT system_identifier = '" UINT64_FORMAT "' AND database = %u"
-										  " FROM %s.resync_mirror WHERE token = %s",
-										  id->system_identifier, id->database, dest->meta_quoted,
-										  resync_pg_literal(id->token)));
+								  " FROM %s.resync_mirror WHERE token = %s",
+								  id->system_identifier, id->database, dest->meta_quoted,
+								  resync_pg_literal(id->token)));
 	if (PQntuples(res) > 0 && strcmp(PQgetvalue(res, 0, 0), "t") != 0)
 		raise_diverged(dest);
 	resync_pq_clear(res);
@@ -445,15 +446,15 @@ check_mirror(PgDestination *dest)
 bool
 resync_pg_has_metadata(PgDestination *dest)
 {
-	PGresult   *res;
-	bool		result;
+	PGresult *res;
+	bool	  result;
 
 	res = resync_pq_exec(dest->conn,
 						 psprintf("SELECT pg_catalog.count(*) FROM pg_catalog.pg_class c"
-										  " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
-										  " WHERE n.nspname = %s AND c.relname IN ('resync_mirror',"
-										  " 'resync_run', 'resync_partition', 'resync_table')",
-										  resync_pg_literal(dest->meta)));
+								  " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+								  " WHERE n.nspname = %s AND c.relname IN ('resync_mirror',"
+								  " 'resync_run', 'resync_partition', 'resync_table')",
+								  resync_pg_literal(dest->meta)));
 	result = atoi(PQgetvalue(res, 0, 0)) == 4;
 	resync_pq_clear(res);
 	return result;
@@ -468,21 +469,22 @@ static void
 run_fence(PgDestination *dest, const char *prefix, const char *lock, PgFenceInfo *info)
 {
 	const ResyncRunId *id = dest->head.id;
-	PGresult   *res;
-	uint32		hi,
-				lo;
+	PGresult		  *res;
+	uint32			   hi, lo;
 
-	res = resync_pq_exec(dest->conn, psprintf(
-		"%sSELECT r.state, r.applied_lsn,"
-		" (SELECT ' ' || string_agg(t.ordinal || CASE WHEN t.swapped THEN 's' ELSE 'b' END, ' ') || ' '"
-		" FROM %s.resync_table t JOIN pg_class c ON c.oid = t.build_oid"
-		" JOIN pg_namespace n ON n.oid = c.relnamespace"
-		" WHERE t.token = r.token AND t.run = r.run AND n.nspname = t.dest_schema"
-		" AND c.relname = CASE WHEN t.swapped THEN t.dest_name ELSE t.build_name END),"
-		" m.system_identifier = '" UINT64_FORMAT "' AND m.database = %u"
-		" FROM %s.resync_run r JOIN %s.resync_mirror m ON m.token = r.token WHERE %s %s",
-		prefix, dest->meta_quoted, id->system_identifier, id->database,
-		dest->meta_quoted, dest->meta_quoted, resync_pg_run_condition(dest, "r"), lock));
+	res = resync_pq_exec(
+		dest->conn,
+		psprintf(
+			"%sSELECT r.state, r.applied_lsn,"
+			" (SELECT ' ' || string_agg(t.ordinal || CASE WHEN t.swapped THEN 's' ELSE 'b' END, ' ') || ' '"
+			" FROM %s.resync_table t JOIN pg_class c ON c.oid = t.build_oid"
+			" JOIN pg_namespace n ON n.oid = c.relnamespace"
+			" WHERE t.token = r.token AND t.run = r.run AND n.nspname = t.dest_schema"
+			" AND c.relname = CASE WHEN t.swapped THEN t.dest_name ELSE t.build_name END),"
+			" m.system_identifier = '" UINT64_FORMAT "' AND m.database = %u"
+			" FROM %s.resync_run r JOIN %s.resync_mirror m ON m.token = r.token WHERE %s %s",
+			prefix, dest->meta_quoted, id->system_identifier, id->database, dest->meta_quoted,
+			dest->meta_quoted, resync_pg_run_condition(dest, "r"), lock));
 	if (PQntuples(res) == 0)
 		raise_fenced(dest, "The destination does not know the run.");
 	if (strcmp(PQgetvalue(res, 0, 3), "t") != 0)
@@ -530,16 +532,15 @@ resync_pg_rollback(PgDestination *dest)
 void
 resync_pg_require_owned(const PgFenceInfo *info, const ResyncTable *table, bool live)
 {
-	char		entry[32];
+	char entry[32];
 
 	snprintf(entry, sizeof(entry), " %d%c ", table->ordinal, live ? 's' : 'b');
 	if (strstr(info->owned, entry) == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("table %s at the destination is not the one this run made",
-						live ? resync_pg_live(table) : resync_pg_build(table)),
-				 errdetail("It was dropped, renamed or replaced there."),
-				 errhint("Resync the mirror.")));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
+						errmsg("table %s at the destination is not the one this run made",
+							   live ? resync_pg_live(table) : resync_pg_build(table)),
+						errdetail("It was dropped, renamed or replaced there."),
+						errhint("Resync the mirror.")));
 }
 
 /* ---------------------------------------------------------------------
@@ -550,15 +551,16 @@ resync_pg_require_owned(const PgFenceInfo *info, const ResyncTable *table, bool 
 static void
 check_metadata_owner(PgDestination *dest)
 {
-	PGresult   *res;
+	PGresult *res;
 
-	res = resync_pq_exec(dest->conn,
-						 psprintf("SELECT c.relname, pg_get_userbyid(c.relowner) FROM pg_class c"
-										  " JOIN pg_namespace n ON n.oid = c.relnamespace"
-										  " WHERE n.nspname = %s AND c.relname IN ('resync_mirror',"
-										  " 'resync_run', 'resync_partition', 'resync_table')"
-										  " AND (c.relkind <> 'r' OR NOT pg_has_role(current_user, c.relowner, 'USAGE'))",
-										  resync_pg_literal(dest->meta)));
+	res = resync_pq_exec(
+		dest->conn,
+		psprintf("SELECT c.relname, pg_get_userbyid(c.relowner) FROM pg_class c"
+				 " JOIN pg_namespace n ON n.oid = c.relnamespace"
+				 " WHERE n.nspname = %s AND c.relname IN ('resync_mirror',"
+				 " 'resync_run', 'resync_partition', 'resync_table')"
+				 " AND (c.relkind <> 'r' OR NOT pg_has_role(current_user, c.relowner, 'USAGE'))",
+				 resync_pg_literal(dest->meta)));
 	if (PQntuples(res) > 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -574,51 +576,61 @@ make_metadata(PgDestination *dest)
 	const char *m = dest->meta_quoted;
 	PGresult   *res;
 
-	res = resync_pq_exec(dest->conn,
-						 psprintf("SELECT 1 FROM pg_namespace WHERE nspname = %s",
-										  resync_pg_literal(dest->meta)));
+	res = resync_pq_exec(dest->conn, psprintf("SELECT 1 FROM pg_namespace WHERE nspname = %s",
+											  resync_pg_literal(dest->meta)));
 	if (PQntuples(res) == 0)
 		resync_pq_exec(dest->conn, psprintf("CREATE SCHEMA %s", m));
-	resync_pq_exec(dest->conn, psprintf(
-		"SET LOCAL client_min_messages = warning;"
-		"CREATE TABLE IF NOT EXISTS %s.resync_mirror (token uuid PRIMARY KEY, mirror text NOT NULL,"
-		" system_identifier text NOT NULL, database oid NOT NULL,"
-		" created_at timestamptz NOT NULL DEFAULT now());"
-		"CREATE TABLE IF NOT EXISTS %s.resync_run (token uuid, run bigint,"
-		" state text NOT NULL CHECK (state IN ('active', 'retired')), applied_lsn pg_lsn NOT NULL,"
-		" PRIMARY KEY (token, run)) WITH (fillfactor = 50);"
-		"CREATE TABLE IF NOT EXISTS %s.resync_partition (token uuid, run bigint, partition bigint,"
-		" ordinal int NOT NULL, rows bigint NOT NULL, PRIMARY KEY (token, run, partition));"
-		"CREATE TABLE IF NOT EXISTS %s.resync_table (token uuid, run bigint, ordinal int,"
-		" dest_schema text NOT NULL, dest_name text NOT NULL, build_name text NOT NULL,"
-		" build_oid oid NOT NULL, carried boolean NOT NULL DEFAULT false,"
-		" swapped boolean NOT NULL DEFAULT false, PRIMARY KEY (token, run, ordinal))", m, m, m, m));
+	resync_pq_exec(
+		dest->conn,
+		psprintf(
+			"SET LOCAL client_min_messages = warning;"
+			"CREATE TABLE IF NOT EXISTS %s.resync_mirror (token uuid PRIMARY KEY, mirror text NOT NULL,"
+			" system_identifier text NOT NULL, database oid NOT NULL,"
+			" created_at timestamptz NOT NULL DEFAULT now());"
+			"CREATE TABLE IF NOT EXISTS %s.resync_run (token uuid, run bigint,"
+			" state text NOT NULL CHECK (state IN ('active', 'retired')), applied_lsn pg_lsn NOT NULL,"
+			" PRIMARY KEY (token, run)) WITH (fillfactor = 50);"
+			"CREATE TABLE IF NOT EXISTS %s.resync_partition (token uuid, run bigint, partition bigint,"
+			" ordinal int NOT NULL, rows bigint NOT NULL, PRIMARY KEY (token, run, partition));"
+			"CREATE TABLE IF NOT EXISTS %s.resync_table (token uuid, run bigint, ordinal int,"
+			" dest_schema text NOT NULL, dest_name text NOT NULL, build_name text NOT NULL,"
+			" build_oid oid NOT NULL, carried boolean NOT NULL DEFAULT false,"
+			" swapped boolean NOT NULL DEFAULT false, PRIMARY KEY (token, run, ordinal))",
+			m, m, m, m));
 }
 
+/*
+ * A run that is retired already begins once more: its load starts over with a
+ * new slot (a table was changed under it).
+ */
 static void
 pg_begin_run(Destination *head, XLogRecPtr start_lsn)
 {
-	PgDestination *dest = (PgDestination *) head;
+	PgDestination	  *dest = (PgDestination *) head;
 	const ResyncRunId *id = head->id;
-	MemoryContext old = resync_pg_enter(dest);
-	const char *token = resync_pg_literal(id->token);
+	MemoryContext	   old = resync_pg_enter(dest);
+	const char		  *token = resync_pg_literal(id->token);
 
-	resync_pq_exec(dest->conn,
-				   psprintf("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
-									"SELECT pg_advisory_xact_lock(" INT64_FORMAT ")", METADATA_LOCK));
+	resync_pq_exec(dest->conn, psprintf("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
+										"SELECT pg_advisory_xact_lock(" INT64_FORMAT ")",
+										METADATA_LOCK));
 	if (!resync_pg_has_metadata(dest))
 		make_metadata(dest);
 	check_metadata_owner(dest);
-	resync_pq_exec(dest->conn,
-				   psprintf("INSERT INTO %s.resync_mirror (token, mirror, system_identifier, database)"
-									" VALUES (%s, %s, '" UINT64_FORMAT "', %u) ON CONFLICT DO NOTHING",
-									dest->meta_quoted, token, resync_pg_literal(id->mirror),
-									id->system_identifier, id->database));
+	resync_pq_exec(
+		dest->conn,
+		psprintf("INSERT INTO %s.resync_mirror (token, mirror, system_identifier, database)"
+				 " VALUES (%s, %s, '" UINT64_FORMAT "', %u) ON CONFLICT DO NOTHING",
+				 dest->meta_quoted, token, resync_pg_literal(id->mirror), id->system_identifier,
+				 id->database));
 	check_mirror(dest);
 	resync_pq_exec(dest->conn,
 				   psprintf("INSERT INTO %s.resync_run (token, run, state, applied_lsn)"
-									" VALUES (%s, " INT64_FORMAT ", 'active', %s) ON CONFLICT DO NOTHING; COMMIT",
-									dest->meta_quoted, token, id->run, resync_pg_lsn(start_lsn)));
+							" VALUES (%s, " INT64_FORMAT
+							", 'active', %s) ON CONFLICT (token, run) DO UPDATE"
+							" SET state = 'active', applied_lsn = excluded.applied_lsn"
+							" WHERE resync_run.state = 'retired'; COMMIT",
+							dest->meta_quoted, token, id->run, resync_pg_lsn(start_lsn)));
 	MemoryContextSwitchTo(old);
 }
 
@@ -629,20 +641,21 @@ pg_begin_run(Destination *head, XLogRecPtr start_lsn)
 static void
 drop_marked(PgDestination *dest, const char *condition)
 {
-	PGresult   *res;
+	PGresult *res;
 
-	res = resync_pq_exec(dest->conn,
-						 psprintf("SELECT n.nspname, c.relname FROM %s.resync_table t"
-										  " JOIN pg_class c ON c.oid = t.build_oid AND c.relkind = 'r'"
-										  " JOIN pg_namespace n ON n.oid = c.relnamespace"
-										  " WHERE t.token = %s AND n.nspname = t.dest_schema AND c.relname ="
-										  " CASE WHEN t.swapped THEN t.dest_name ELSE t.build_name END AND %s"
-										  " ORDER BY c.oid",
-										  dest->meta_quoted, resync_pg_literal(dest->head.id->token), condition));
+	res = resync_pq_exec(
+		dest->conn,
+		psprintf("SELECT n.nspname, c.relname FROM %s.resync_table t"
+				 " JOIN pg_class c ON c.oid = t.build_oid AND c.relkind = 'r'"
+				 " JOIN pg_namespace n ON n.oid = c.relnamespace"
+				 " WHERE t.token = %s AND n.nspname = t.dest_schema AND c.relname ="
+				 " CASE WHEN t.swapped THEN t.dest_name ELSE t.build_name END AND %s"
+				 " ORDER BY c.oid",
+				 dest->meta_quoted, resync_pg_literal(dest->head.id->token), condition));
 	for (int i = 0; i < PQntuples(res); i++)
 		resync_pq_exec(dest->conn,
 					   psprintf("DROP TABLE IF EXISTS %s",
-										resync_pq_qualified(PQgetvalue(res, i, 0), PQgetvalue(res, i, 1))));
+								resync_pq_qualified(PQgetvalue(res, i, 0), PQgetvalue(res, i, 1))));
 	resync_pq_clear(res);
 }
 
@@ -650,23 +663,27 @@ static void
 pg_end_run(Destination *head, int64 run)
 {
 	PgDestination *dest = (PgDestination *) head;
-	MemoryContext old = resync_pg_enter(dest);
-	const char *token = resync_pg_literal(head->id->token);
-	const char *m = dest->meta_quoted;
+	MemoryContext  old = resync_pg_enter(dest);
+	const char	  *token = resync_pg_literal(head->id->token);
+	const char	  *m = dest->meta_quoted;
 
 	if (resync_pg_has_metadata(dest))
 	{
 		resync_pq_exec(dest->conn, "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE");
 		check_mirror(dest);
-		resync_pq_exec(dest->conn,
-					   psprintf("UPDATE %s.resync_run SET state = 'retired' WHERE token = %s AND run = "
-										INT64_FORMAT, m, token, run));
+		resync_pq_exec(
+			dest->conn,
+			psprintf(
+				"UPDATE %s.resync_run SET state = 'retired' WHERE token = %s AND run = " INT64_FORMAT,
+				m, token, run));
 		drop_marked(dest, psprintf("t.run = " INT64_FORMAT " AND NOT t.swapped", run));
-		resync_pq_exec(dest->conn,
-					   psprintf("DELETE FROM %s.resync_table WHERE token = %s AND run = " INT64_FORMAT
-										" AND NOT swapped;"
-										"DELETE FROM %s.resync_partition WHERE token = %s AND run = " INT64_FORMAT
-										"; COMMIT", m, token, run, m, token, run));
+		resync_pq_exec(
+			dest->conn,
+			psprintf("DELETE FROM %s.resync_table WHERE token = %s AND run = " INT64_FORMAT
+					 " AND NOT swapped;"
+					 "DELETE FROM %s.resync_partition WHERE token = %s AND run = " INT64_FORMAT
+					 "; COMMIT",
+					 m, token, run, m, token, run));
 	}
 	MemoryContextSwitchTo(old);
 }
@@ -675,23 +692,23 @@ static void
 pg_drop_mirror(Destination *head, ResyncTable **tables, int ntables, bool drop_tables)
 {
 	PgDestination *dest = (PgDestination *) head;
-	MemoryContext old = resync_pg_enter(dest);
-	const char *token = resync_pg_literal(head->id->token);
-	const char *m = dest->meta_quoted;
+	MemoryContext  old = resync_pg_enter(dest);
+	const char	  *token = resync_pg_literal(head->id->token);
+	const char	  *m = dest->meta_quoted;
 
 	if (resync_pg_has_metadata(dest))
 	{
 		resync_pq_exec(dest->conn, "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE");
 		check_mirror(dest);
-		resync_pq_exec(dest->conn,
-					   psprintf("UPDATE %s.resync_run SET state = 'retired' WHERE token = %s", m, token));
+		resync_pq_exec(
+			dest->conn,
+			psprintf("UPDATE %s.resync_run SET state = 'retired' WHERE token = %s", m, token));
 		drop_marked(dest, drop_tables ? "true" : "NOT t.swapped");
-		resync_pq_exec(dest->conn,
-					   psprintf("DELETE FROM %s.resync_table WHERE token = %s;"
-										"DELETE FROM %s.resync_partition WHERE token = %s;"
-										"DELETE FROM %s.resync_run WHERE token = %s;"
-										"DELETE FROM %s.resync_mirror WHERE token = %s; COMMIT",
-										m, token, m, token, m, token, m, token));
+		resync_pq_exec(dest->conn, psprintf("DELETE FROM %s.resync_table WHERE token = %s;"
+											"DELETE FROM %s.resync_partition WHERE token = %s;"
+											"DELETE FROM %s.resync_run WHERE token = %s;"
+											"DELETE FROM %s.resync_mirror WHERE token = %s; COMMIT",
+											m, token, m, token, m, token, m, token));
 	}
 	MemoryContextSwitchTo(old);
 }
@@ -700,8 +717,8 @@ static XLogRecPtr
 pg_applied_lsn(Destination *head)
 {
 	PgDestination *dest = (PgDestination *) head;
-	MemoryContext old = resync_pg_enter(dest);
-	PgFenceInfo info;
+	MemoryContext  old = resync_pg_enter(dest);
+	PgFenceInfo	   info;
 
 	/*
 	 * Under the lock: a backend of a worker that died may be about to commit,

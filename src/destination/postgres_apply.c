@@ -31,41 +31,38 @@
  * from the stage through the key's index are wanted.
  */
 static const char plan_settings[] =
-"SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_seqscan = off;";
+	"SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_seqscan = off;";
 static const char scan_settings[] =
-"SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on; SET LOCAL enable_seqscan = on;";
+	"SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on; SET LOCAL enable_seqscan = on;";
 
 /* One call of apply. */
 typedef struct ApplyState
 {
 	PgDestination *dest;
-	bool		to_live;
-	FetchRowFn	fetch;
-	void	   *fetch_arg;
-	PgFenceInfo info;
-	StringInfoData todo;		/* statements to be sent with the next query */
-	Bitmapset  *used;			/* stages with rows of this transaction */
-	MemoryContext table_context;	/* reset per table of a part */
-	MemoryContext row_context;
+	bool		   to_live;
+	FetchRowFn	   fetch;
+	void		  *fetch_arg;
+	PgFenceInfo	   info;
+	StringInfoData todo;		  /* statements to be sent with the next query */
+	Bitmapset	  *used;		  /* stages with rows of this transaction */
+	MemoryContext  table_context; /* reset per table of a part */
+	MemoryContext  row_context;
 } ApplyState;
 
 /* One table of a part; in table_context. */
 typedef struct ApplyTable
 {
-	const ResyncTable *table;
-	const char *target;
-	const char *stage;
+	const ResyncTable	*table;
+	const char			*target;
+	const char			*stage;
 	const ResyncColumn **key;
-	char	  **key_ops;
-	bool		text;
-	const char *soft_delete;
-	const char *synced_at;
-	List	   *masks;			/* distinct bitmaps */
-	List	   *mask_rows;		/* IntList: 1 if a row with a base has it */
-	int64		deletes,
-				upserts,
-				inserts,
-				removes;
+	char			   **key_ops;
+	bool				 text;
+	const char			*soft_delete;
+	const char			*synced_at;
+	List				*masks;		/* distinct bitmaps */
+	List				*mask_rows; /* IntList: 1 if a row with a base has it */
+	int64				 deletes, upserts, deleted_upserts, inserts, removes;
 } ApplyTable;
 
 static int
@@ -84,7 +81,7 @@ is_masked(const uint8 *mask, int i)
 static PGresult *
 run(ApplyState *state, const char *sql)
 {
-	PGresult   *res;
+	PGresult *res;
 
 	appendStringInfoString(&state->todo, sql);
 	res = resync_pq_exec(state->dest->conn, state->todo.data);
@@ -139,11 +136,11 @@ static const char *
 get_stage(ApplyState *state, const ResyncTable *table)
 {
 	PgDestination *dest = state->dest;
-	char	   *signature = stage_signature(table);
-	PgStage    *stage = NULL;
-	MemoryContext old;
-	ListCell   *lc;
-	int			index = 0;
+	char		  *signature = stage_signature(table);
+	PgStage		  *stage = NULL;
+	MemoryContext  old;
+	ListCell	  *lc;
+	int			   index = 0;
 
 	foreach(lc, dest->stages)
 	{
@@ -194,7 +191,7 @@ find_fields(const char *data, int ncols, const char **fields, int *lengths)
 {
 	for (int i = 0; i < ncols; i++)
 	{
-		uint32		n;
+		uint32 n;
 
 		memcpy(&n, data, 4);
 		n = pg_ntoh32(n);
@@ -209,12 +206,12 @@ static void
 append_key(const ApplyTable *at, const char *data, StringInfo out)
 {
 	const char **fields = palloc(sizeof(char *) * at->table->ncols);
-	int		   *lengths = palloc(sizeof(int) * at->table->ncols);
+	int			*lengths = palloc(sizeof(int) * at->table->ncols);
 
 	find_fields(data, at->table->ncols, fields, lengths);
 	for (int i = 0; i < at->table->nkeys; i++)
 	{
-		int			c = column_index(at->table, at->key[i]);
+		int c = column_index(at->table, at->key[i]);
 
 		appendBinaryStringInfo(out, fields[c], lengths[c]);
 	}
@@ -223,11 +220,14 @@ append_key(const ApplyTable *at, const char *data, StringInfo out)
 static void
 append_int(StringInfo out, int bytes, uint32 value)
 {
-	uint32		n32 = pg_hton32(value);
-	uint16		n16 = pg_hton16((uint16) value);
-	uint8		n8 = (uint8) value;
+	uint32 n32 = pg_hton32(value);
+	uint16 n16 = pg_hton16((uint16) value);
+	uint8  n8 = (uint8) value;
 
-	appendBinaryStringInfo(out, bytes == 4 ? (char *) &n32 : bytes == 2 ? (char *) &n16 : (char *) &n8,
+	appendBinaryStringInfo(out,
+						   bytes == 4	? (char *) &n32
+						   : bytes == 2 ? (char *) &n16
+										: (char *) &n8,
 						   bytes);
 }
 
@@ -237,8 +237,8 @@ typedef struct StageExtra
 	char		op;
 	int			mask;
 	bool		deleted;
-	StringInfo	key;			/* NULL: none */
-	const char *base;			/* NULL: none */
+	StringInfo	key;  /* NULL: none */
+	const char *base; /* NULL: none */
 	uint32		base_len;
 } StageExtra;
 
@@ -275,7 +275,7 @@ static void
 append_text_row(const ApplyTable *at, const char *data, const StageExtra *extra, StringInfo out)
 {
 	resync_encode_copy_text_line(data, at->table->ncols, out);
-	out->len--;					/* its newline */
+	out->len--; /* its newline */
 	appendStringInfo(out, "\t%c\t%d\t%c\t", extra->op, extra->mask, extra->deleted ? 't' : 'f');
 	if (extra->key != NULL)
 	{
@@ -342,9 +342,9 @@ stage_copy_end(ApplyState *state, ApplyTable *at, StringInfo chunk)
 static int
 mask_index(ApplyState *state, ApplyTable *at, const BatchRow *row)
 {
-	int			bytes = (at->table->ncols + 7) / 8;
-	ListCell   *lc;
-	uint8	   *copy;
+	int			  bytes = (at->table->ncols + 7) / 8;
+	ListCell	 *lc;
+	uint8		 *copy;
 	MemoryContext old;
 
 	if (row->unchanged == NULL)
@@ -371,14 +371,14 @@ mask_index(ApplyState *state, ApplyTable *at, const BatchRow *row)
 static void
 fill_stage(ApplyState *state, ApplyTable *at, ResyncBatch *batch)
 {
-	StringInfo	chunk = makeStringInfo();
-	BatchRow	row;
+	StringInfo chunk = makeStringInfo();
+	BatchRow   row;
 
 	stage_copy_begin(state, at, chunk);
 	while (resync_batch_next_row(batch, &row))
 	{
 		MemoryContext old = MemoryContextSwitchTo(state->row_context);
-		StageExtra	extra = {0};
+		StageExtra	  extra = {0};
 
 		extra.op = row.op;
 		extra.deleted = row.deleted;
@@ -393,6 +393,7 @@ fill_stage(ApplyState *state, ApplyTable *at, ResyncBatch *batch)
 		stage_copy_row(state, at, row.data, row.len, &extra, chunk);
 		at->deletes += row.op == BATCH_DELETE;
 		at->upserts += row.op == BATCH_UPSERT;
+		at->deleted_upserts += row.op == BATCH_UPSERT && row.deleted;
 		at->inserts += row.op == BATCH_INSERT;
 		at->removes += row.op == BATCH_REMOVE;
 		MemoryContextSwitchTo(old);
@@ -419,15 +420,54 @@ key_condition(const ApplyTable *at, char prefix)
 	return buf.data;
 }
 
+/*
+ * "DISTINCT ON (key) " where keys can be equal and differ in their bytes, else
+ * nothing: one statement must not meet a key twice.
+ */
+static char *
+distinct_key(const ApplyTable *at)
+{
+	static const char *const plain[] = {"integer",
+										"bigint",
+										"smallint",
+										"text",
+										"pg_catalog.text",
+										"uuid",
+										"pg_catalog.uuid",
+										"boolean",
+										"date",
+										"pg_catalog.date",
+										"timestamp with time zone",
+										"timestamp without time zone",
+										"bytea",
+										"pg_catalog.bytea"};
+	StringInfoData			 buf;
+	bool					 all_plain = true;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "DISTINCT ON (");
+	for (int i = 0; i < at->table->nkeys; i++)
+	{
+		bool found = strncmp(at->key[i]->dest_type, "character varying", 17) == 0;
+
+		for (int j = 0; j < lengthof(plain) && !found; j++)
+			found = strcmp(at->key[i]->dest_type, plain[j]) == 0;
+		all_plain = all_plain && found;
+		appendStringInfo(&buf, "%ss.c%d", i > 0 ? ", " : "", column_index(at->table, at->key[i]));
+	}
+	appendStringInfoString(&buf, ") ");
+	return all_plain ? "" : buf.data;
+}
+
 /* Columns that a row takes from the row which had its key before. */
 static void
 resolve_bases(ApplyState *state, ApplyTable *at)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	foreach(lc, at->masks)
 	{
-		int			n = foreach_current_index(lc);
+		int n = foreach_current_index(lc);
 
 		if (list_nth_int(at->mask_rows, n) == 0)
 			continue;
@@ -452,19 +492,21 @@ resolve_bases(ApplyState *state, ApplyTable *at)
 static void
 fetch_missing(ApplyState *state, ApplyTable *at)
 {
-	char	   *missing = psprintf("s._op = 'U' AND s._mask <> 0 AND (s.b0 IS NOT NULL OR NOT EXISTS"
-								   " (SELECT FROM %s t WHERE %s))", at->target, key_condition(at, 'c'));
-	char	   *query;
+	char *missing = psprintf("s._op = 'U' AND s._mask <> 0 AND (s.b0 IS NOT NULL OR NOT EXISTS"
+							 " (SELECT FROM %s t WHERE %s))",
+							 at->target, key_condition(at, 'c'));
+	char *query;
 
-	appendStringInfo(&state->todo, "UPDATE %s s SET _mask = 0 WHERE s._del AND %s", at->stage, missing);
+	appendStringInfo(&state->todo, "UPDATE %s s SET _mask = 0 WHERE s._del AND %s", at->stage,
+					 missing);
 	resync_pq_clear(run(state, ""));
 	query = psprintf("SELECT s.ctid::text, s._key FROM %s s WHERE %s LIMIT %d", at->stage, missing,
 					 FETCH_STEP);
 	for (;;)
 	{
-		PGresult   *res;
-		StringInfo	chunk;
-		int			n;
+		PGresult  *res;
+		StringInfo chunk;
+		int		   n;
 
 		/* binary: the key's bytes as they were sent */
 		res = resync_pq_exec_params(state->dest->conn, query, 0, NULL, NULL, NULL, NULL, 1);
@@ -475,9 +517,9 @@ fetch_missing(ApplyState *state, ApplyTable *at)
 			return;
 		}
 		if (state->fetch == NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_DATA_CORRUPTED),
-					 errmsg("row to update was not found in table %s at the destination", at->target)));
+			ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
+							errmsg("row to update was not found in table %s at the destination",
+								   at->target)));
 		appendStringInfo(&state->todo, "DELETE FROM %s WHERE ctid = ANY ('{", at->stage);
 		for (int i = 0; i < n; i++)
 			appendStringInfo(&state->todo, "%s\"%s\"", i > 0 ? "," : "", PQgetvalue(res, i, 0));
@@ -486,8 +528,8 @@ fetch_missing(ApplyState *state, ApplyTable *at)
 		stage_copy_begin(state, at, chunk);
 		for (int i = 0; i < n; i++)
 		{
-			MemoryContext old = MemoryContextSwitchTo(state->row_context);
-			StageExtra	extra = {BATCH_UPSERT};
+			MemoryContext  old = MemoryContextSwitchTo(state->row_context);
+			StageExtra	   extra = {BATCH_UPSERT};
 			StringInfoData row;
 
 			initStringInfo(&row);
@@ -505,10 +547,8 @@ fetch_missing(ApplyState *state, ApplyTable *at)
 static void
 add_deletes(ApplyState *state, ApplyTable *at)
 {
-	StringInfo	sql = &state->todo;
-	StringInfoData names,
-				stage,
-				keys;
+	StringInfo	   sql = &state->todo;
+	StringInfoData names, stage, keys;
 
 	if (at->soft_delete == NULL)
 	{
@@ -532,23 +572,29 @@ add_deletes(ApplyState *state, ApplyTable *at)
 		appendStringInfoString(&stage, ", now()");
 	}
 	/* a row deleted earlier keeps the time of that */
-	appendStringInfo(sql, "INSERT INTO %s AS t (%s) SELECT %s FROM %s s WHERE s._op = 'D'"
-					 " ON CONFLICT (%s) DO UPDATE SET %s = true", at->target, names.data, stage.data,
-					 at->stage, keys.data, resync_pq_ident(at->soft_delete));
+	appendStringInfo(sql,
+					 "INSERT INTO %s AS t (%s) SELECT %s%s FROM %s s WHERE s._op = 'D'"
+					 " ON CONFLICT (%s) DO UPDATE SET %s = true",
+					 at->target, names.data, distinct_key(at), stage.data, at->stage, keys.data,
+					 resync_pq_ident(at->soft_delete));
 	if (at->synced_at != NULL)
 		appendStringInfo(sql, ", %s = now()", resync_pq_ident(at->synced_at));
 	appendStringInfo(sql, " WHERE NOT t.%s;", resync_pq_ident(at->soft_delete));
 }
 
-/* Rows with this set of unchanged columns; mask NULL, n 0: with none. */
+/*
+ * Rows with this set of unchanged columns (mask NULL, n 0: with none), those
+ * that end deleted or those that live.  Keys that are equal to the destination
+ * and differ in their bytes (numeric 1.0 and 1.00) are different keys to a
+ * batch; but at most one of them lives at its end, so the deleted ones go
+ * first, one of a kind.
+ */
 static void
-add_upserts(ApplyState *state, ApplyTable *at, const uint8 *mask, int n)
+add_upserts(ApplyState *state, ApplyTable *at, const uint8 *mask, int n, bool deleted)
 {
 	const ResyncTable *table = at->table;
-	StringInfoData names,
-				stage,
-				sets;
-	const char *sep = "";
+	StringInfoData	   names, stage, sets;
+	const char		  *sep = "";
 
 	initStringInfo(&names);
 	initStringInfo(&stage);
@@ -580,17 +626,22 @@ add_upserts(ApplyState *state, ApplyTable *at, const uint8 *mask, int n)
 		appendStringInfoString(&stage, ", now()");
 		appendStringInfo(&sets, ", %s = excluded.%s", name, name);
 	}
-	appendStringInfo(&state->todo, "INSERT INTO %s AS t (%s) SELECT %s FROM %s s WHERE s._op = 'U' AND s._mask = %d"
-					 " ON CONFLICT (", at->target, names.data, stage.data, at->stage, n);
+	appendStringInfo(
+		&state->todo,
+		"INSERT INTO %s AS t (%s) SELECT %s%s FROM %s s WHERE s._op = 'U' AND s._mask = %d"
+		" AND %ss._del ON CONFLICT (",
+		at->target, names.data, deleted ? distinct_key(at) : "", stage.data, at->stage, n,
+		deleted ? "" : "NOT ");
 	for (int i = 0; i < table->nkeys; i++)
-		appendStringInfo(&state->todo, "%s%s", i > 0 ? ", " : "", resync_pq_ident(at->key[i]->dest_name));
+		appendStringInfo(&state->todo, "%s%s", i > 0 ? ", " : "",
+						 resync_pq_ident(at->key[i]->dest_name));
 	appendStringInfo(&state->todo, ") DO UPDATE SET %s;", sets.data);
 }
 
 static void
 apply_keyed(ApplyState *state, ApplyTable *at)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	if (at->masks != NIL)
 	{
@@ -599,10 +650,18 @@ apply_keyed(ApplyState *state, ApplyTable *at)
 	}
 	if (at->deletes > 0)
 		add_deletes(state, at);
-	if (at->upserts > 0)
-		add_upserts(state, at, NULL, 0);
-	foreach(lc, at->masks)
-		add_upserts(state, at, lfirst(lc), foreach_current_index(lc) + 1);
+	if (at->deleted_upserts > 0)
+	{
+		add_upserts(state, at, NULL, 0, true);
+		foreach(lc, at->masks)
+			add_upserts(state, at, lfirst(lc), foreach_current_index(lc) + 1, true);
+	}
+	if (at->upserts > at->deleted_upserts)
+	{
+		add_upserts(state, at, NULL, 0, false);
+		foreach(lc, at->masks)
+			add_upserts(state, at, lfirst(lc), foreach_current_index(lc) + 1, false);
+	}
 }
 
 /* ---------------------------------------------------------------------
@@ -616,9 +675,15 @@ apply_keyed(ApplyState *state, ApplyTable *at)
 static bool
 is_hash_column(const ResyncColumn *col)
 {
-	static const char *const types[] = {"integer", "bigint", "smallint", "pg_catalog.text",
-		"pg_catalog.uuid", "pg_catalog.date", "boolean", "timestamp with time zone",
-	"timestamp without time zone"};
+	static const char *const types[] = {"integer",
+										"bigint",
+										"smallint",
+										"pg_catalog.text",
+										"pg_catalog.uuid",
+										"pg_catalog.date",
+										"boolean",
+										"timestamp with time zone",
+										"timestamp without time zone"};
 
 	if (!col->notnull)
 		return false;
@@ -638,13 +703,9 @@ static void
 remove_rows(ApplyState *state, ApplyTable *at)
 {
 	const ResyncTable *table = at->table;
-	StringInfoData stage,
-				target,
-				join,
-				group,
-				sql;
-	PGresult   *res;
-	int64		removed;
+	StringInfoData	   stage, target, join, group, sql;
+	PGresult		  *res;
+	int64			   removed;
 
 	initStringInfo(&stage);
 	initStringInfo(&target);
@@ -663,17 +724,20 @@ remove_rows(ApplyState *state, ApplyTable *at)
 		}
 	}
 	initStringInfo(&sql);
-	appendStringInfo(&sql, "%sWITH r AS (SELECT %sROW(%s)::text AS k, count(*) AS n FROM %s WHERE _op = 'R'"
-					 " GROUP BY %sk), c AS (SELECT t.ctid AS id, r.n, row_number() OVER (PARTITION BY r.k) AS i"
-					 " FROM %s t JOIN r ON %sROW(%s)::text = r.k%s%s)",
-					 scan_settings, group.data, stage.data, at->stage, group.data, at->target, join.data,
-					 target.data, at->soft_delete ? " AND NOT t." : "",
-					 at->soft_delete ? resync_pq_ident(at->soft_delete) : "");
+	appendStringInfo(
+		&sql,
+		"%sWITH r AS (SELECT %sROW(%s)::text AS k, count(*) AS n FROM %s WHERE _op = 'R'"
+		" GROUP BY %sk), c AS (SELECT t.ctid AS id, r.n, row_number() OVER (PARTITION BY r.k) AS i"
+		" FROM %s t JOIN r ON %sROW(%s)::text = r.k%s%s)",
+		scan_settings, group.data, stage.data, at->stage, group.data, at->target, join.data,
+		target.data, at->soft_delete ? " AND NOT t." : "",
+		at->soft_delete ? resync_pq_ident(at->soft_delete) : "");
 	if (at->soft_delete == NULL)
 		appendStringInfo(&sql, " DELETE FROM %s t USING c", at->target);
 	else
 	{
-		appendStringInfo(&sql, " UPDATE %s t SET %s = true", at->target, resync_pq_ident(at->soft_delete));
+		appendStringInfo(&sql, " UPDATE %s t SET %s = true", at->target,
+						 resync_pq_ident(at->soft_delete));
 		if (at->synced_at != NULL)
 			appendStringInfo(&sql, ", %s = now()", resync_pq_ident(at->synced_at));
 		appendStringInfoString(&sql, " FROM c");
@@ -687,7 +751,8 @@ remove_rows(ApplyState *state, ApplyTable *at)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("row to delete was not found in table %s at the destination", at->target),
-				 errdetail("The table has no key; " INT64_FORMAT " of " INT64_FORMAT " rows were found.",
+				 errdetail("The table has no key; " INT64_FORMAT " of " INT64_FORMAT
+						   " rows were found.",
 						   removed, at->removes),
 				 errhint("Somebody changed the table at the destination.  Resync the mirror.")));
 }
@@ -701,9 +766,13 @@ apply_keyless(ApplyState *state, ApplyTable *at)
 		for (int i = 0; i < at->table->ncols; i++)
 			appendStringInfo(&state->todo, "%s%s", i > 0 ? ", " : "",
 							 resync_pq_ident(at->table->cols[i].dest_name));
+		if (at->soft_delete != NULL)
+			appendStringInfo(&state->todo, ", %s", resync_pq_ident(at->soft_delete));
 		appendStringInfoString(&state->todo, ") SELECT ");
 		for (int i = 0; i < at->table->ncols; i++)
 			appendStringInfo(&state->todo, "%sc%d", i > 0 ? ", " : "", i);
+		if (at->soft_delete != NULL)
+			appendStringInfoString(&state->todo, ", _del");
 		appendStringInfo(&state->todo, " FROM %s WHERE _op = 'I';", at->stage);
 	}
 	if (at->removes > 0)
@@ -718,10 +787,10 @@ apply_keyless(ApplyState *state, ApplyTable *at)
 static void
 add_column(ApplyState *state, const BatchAddColumn *add)
 {
-	const ResyncTable *table = add->table;
+	const ResyncTable  *table = add->table;
 	const ResyncColumn *col = &table->cols[table->ncols - 1];
-	const char *target = state->to_live ? resync_pg_live(table) : resync_pg_build(table);
-	const char *name = resync_pq_ident(col->dest_name);
+	const char		   *target = state->to_live ? resync_pg_live(table) : resync_pg_build(table);
+	const char		   *name = resync_pq_ident(col->dest_name);
 
 	resync_pg_require_owned(&state->info, table, state->to_live);
 	appendStringInfo(&state->todo, "ALTER TABLE %s ADD COLUMN IF NOT EXISTS %s %s", target, name,
@@ -736,7 +805,7 @@ static void
 apply_table(ApplyState *state, ResyncBatch *batch, const BatchTable *bt)
 {
 	PgDestination *dest = state->dest;
-	ApplyTable	at = {0};
+	ApplyTable	   at = {0};
 
 	resync_pg_require_owned(&state->info, bt->table, state->to_live);
 	at.table = bt->table;
@@ -771,12 +840,12 @@ apply_table(ApplyState *state, ResyncBatch *batch, const BatchTable *bt)
 static void
 apply_parts(ApplyState *state, ResyncBatch *batch)
 {
-	List	   *ddl;
+	List *ddl;
 
 	while (resync_batch_next_part(batch, &ddl))
 	{
 		const BatchTable *bt;
-		ListCell   *lc;
+		ListCell		 *lc;
 
 		foreach(lc, ddl)
 			add_column(state, lfirst(lc));
@@ -796,16 +865,18 @@ resync_pg_apply(Destination *head, ResyncBatch *batch, bool to_live, XLogRecPtr 
 				XLogRecPtr end_lsn, FetchRowFn fetch, void *fetch_arg)
 {
 	PgDestination *dest = (PgDestination *) head;
-	MemoryContext old = resync_pg_enter(dest);
-	ApplyState	state = {0};
+	MemoryContext  old = resync_pg_enter(dest);
+	ApplyState	   state = {0};
 
 	state.dest = dest;
 	state.to_live = to_live;
 	state.fetch = fetch;
 	state.fetch_arg = fetch_arg;
 	initStringInfo(&state.todo);
-	state.table_context = AllocSetContextCreate(dest->call, "resync apply table", ALLOCSET_DEFAULT_SIZES);
-	state.row_context = AllocSetContextCreate(dest->call, "resync apply row", ALLOCSET_DEFAULT_SIZES);
+	state.table_context = AllocSetContextCreate(dest->call, "resync apply table",
+												ALLOCSET_DEFAULT_SIZES);
+	state.row_context = AllocSetContextCreate(dest->call, "resync apply row",
+											  ALLOCSET_DEFAULT_SIZES);
 
 	resync_pg_begin(dest, PG_FENCE_UPDATE, plan_settings, &state.info);
 	if (state.info.applied != expected)
@@ -813,17 +884,21 @@ resync_pg_apply(Destination *head, ResyncBatch *batch, bool to_live, XLogRecPtr 
 		resync_pg_rollback(dest);
 		/* the answer to an earlier COMMIT was lost */
 		if (state.info.applied != end_lsn)
-			ereport(ERROR,
-					(errcode(RESYNC_ERRCODE_FENCED),
-					 errmsg("applied LSN of mirror \"%s\" at the destination is %X/%X, expected was %X/%X",
-							head->id->mirror, LSN_FORMAT_ARGS(state.info.applied),
-							LSN_FORMAT_ARGS(expected))));
+			ereport(
+				ERROR,
+				/* an earlier process's COMMIT came late: look again where it stands */
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg(
+					 "applied LSN of mirror \"%s\" at the destination is %X/%X, expected was %X/%X",
+					 head->id->mirror, LSN_FORMAT_ARGS(state.info.applied),
+					 LSN_FORMAT_ARGS(expected))));
 		MemoryContextSwitchTo(old);
 		return;
 	}
 	apply_parts(&state, batch);
-	resync_pq_clear(run(&state, psprintf("UPDATE %s.resync_run r SET applied_lsn = %s WHERE %s; COMMIT",
-										 dest->meta_quoted, resync_pg_lsn(end_lsn),
-										 resync_pg_run_condition(dest, "r"))));
+	resync_pq_clear(
+		run(&state, psprintf("UPDATE %s.resync_run r SET applied_lsn = %s WHERE %s; COMMIT",
+							 dest->meta_quoted, resync_pg_lsn(end_lsn),
+							 resync_pg_run_condition(dest, "r"))));
 	MemoryContextSwitchTo(old);
 }

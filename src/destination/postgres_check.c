@@ -18,11 +18,11 @@
 /* What is at a table's live name. */
 typedef struct LiveTable
 {
-	char	   *oid;			/* NULL: nothing */
-	char		relkind;
-	char	   *owner;
-	bool		may_alter;		/* we are, or are a member of, the owner */
-	bool		ours;			/* our mark is on it */
+	char *oid; /* NULL: nothing */
+	char  relkind;
+	char *owner;
+	bool  may_alter; /* we are, or are a member of, the owner */
+	bool  ours;		 /* our mark is on it */
 } LiveTable;
 
 static bool
@@ -47,12 +47,14 @@ check_schema(PgDestination *dest, const char *schema)
 	const char *name = resync_pg_literal(schema);
 	PGresult   *res;
 
-	res = resync_pq_exec(dest->conn,
-						 psprintf("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = %s),"
-								  " (SELECT has_schema_privilege(oid, 'CREATE') AND has_schema_privilege(oid, 'USAGE')"
-								  " FROM pg_namespace WHERE nspname = %s),"
-								  " has_database_privilege(current_database(), 'CREATE'), current_database(), current_user",
-								  name, name));
+	res = resync_pq_exec(
+		dest->conn,
+		psprintf(
+			"SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = %s),"
+			" (SELECT has_schema_privilege(oid, 'CREATE') AND has_schema_privilege(oid, 'USAGE')"
+			" FROM pg_namespace WHERE nspname = %s),"
+			" has_database_privilege(current_database(), 'CREATE'), current_database(), current_user",
+			name, name));
 	if (is_true(res, 0, 0) && !is_true(res, 0, 1))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -61,12 +63,15 @@ check_schema(PgDestination *dest, const char *schema)
 				 errhint("There: GRANT USAGE, CREATE ON SCHEMA %s TO %s;", resync_pq_ident(schema),
 						 resync_pq_ident(PQgetvalue(res, 0, 4)))));
 	if (!is_true(res, 0, 0) && !is_true(res, 0, 2))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("role \"%s\" may not create schema \"%s\" in database \"%s\" of the destination",
-						PQgetvalue(res, 0, 4), schema, PQgetvalue(res, 0, 3)),
-				 errhint("There: GRANT CREATE ON DATABASE %s TO %s;", resync_pq_ident(PQgetvalue(res, 0, 3)),
-						 resync_pq_ident(PQgetvalue(res, 0, 4)))));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg(
+				 "role \"%s\" may not create schema \"%s\" in database \"%s\" of the destination",
+				 PQgetvalue(res, 0, 4), schema, PQgetvalue(res, 0, 3)),
+			 errhint("There: GRANT CREATE ON DATABASE %s TO %s;",
+					 resync_pq_ident(PQgetvalue(res, 0, 3)),
+					 resync_pq_ident(PQgetvalue(res, 0, 4)))));
 	resync_pq_clear(res);
 }
 
@@ -75,20 +80,21 @@ static LiveTable
 find_relation(PgDestination *dest, const ResyncTable *table, const char *name, bool metadata,
 			  bool swapped)
 {
-	LiveTable	live = {0};
-	PGresult   *res;
+	LiveTable live = {0};
+	PGresult *res;
 
-	res = resync_pq_exec(dest->conn,
-						 psprintf("SELECT c.oid, c.relkind, pg_get_userbyid(c.relowner),"
-								  " pg_has_role(current_user, c.relowner, 'USAGE'), %s"
-								  " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-								  " WHERE n.nspname = %s AND c.relname = %s",
-								  metadata ? psprintf("EXISTS (SELECT FROM %s.resync_table t WHERE t.token = %s"
-													  " AND t.build_oid = c.oid AND t.swapped = %s)",
-													  dest->meta_quoted,
-													  resync_pg_literal(dest->head.id->token),
-													  swapped ? "true" : "false") : "false",
-								  resync_pg_literal(table->dest_schema), resync_pg_literal(name)));
+	res = resync_pq_exec(
+		dest->conn,
+		psprintf("SELECT c.oid, c.relkind, pg_get_userbyid(c.relowner),"
+				 " pg_has_role(current_user, c.relowner, 'USAGE'), %s"
+				 " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+				 " WHERE n.nspname = %s AND c.relname = %s",
+				 metadata ? psprintf("EXISTS (SELECT FROM %s.resync_table t WHERE t.token = %s"
+									 " AND t.build_oid = c.oid AND t.swapped = %s)",
+									 dest->meta_quoted, resync_pg_literal(dest->head.id->token),
+									 swapped ? "true" : "false")
+						  : "false",
+				 resync_pg_literal(table->dest_schema), resync_pg_literal(name)));
 	if (PQntuples(res) > 0)
 	{
 		live.oid = pstrdup(PQgetvalue(res, 0, 0));
@@ -105,17 +111,19 @@ find_relation(PgDestination *dest, const ResyncTable *table, const char *name, b
 static void
 check_not_itself(PgDestination *dest, const ResyncTable *table, const LiveTable *live)
 {
-	PGresult   *res;
+	PGresult *res;
 
-	res = resync_pq_exec(dest->conn,
-						 psprintf("SELECT (SELECT system_identifier FROM pg_control_system()) = " UINT64_FORMAT
-								  " AND (SELECT oid FROM pg_database WHERE datname = current_database()) = %u"
-								  " AND %s = %u", dest->head.id->system_identifier, dest->head.id->database,
-								  live->oid, table->relid));
+	res = resync_pq_exec(
+		dest->conn,
+		psprintf("SELECT (SELECT system_identifier FROM pg_control_system()) = " UINT64_FORMAT
+				 " AND (SELECT oid FROM pg_database WHERE datname = current_database()) = %u"
+				 " AND %s = %u",
+				 dest->head.id->system_identifier, dest->head.id->database, live->oid,
+				 table->relid));
 	if (is_true(res, 0, 0))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("table \"%s\".\"%s\" cannot be mirrored onto itself", table->schema, table->name)));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("table \"%s\".\"%s\" cannot be mirrored onto itself", table->schema,
+							   table->name)));
 	resync_pq_clear(res);
 }
 
@@ -127,9 +135,20 @@ check_not_itself(PgDestination *dest, const ResyncTable *table, const LiveTable 
 static void
 make_new_columns(PgDestination *dest, const ResyncTable *table)
 {
-	resync_pq_exec(dest->conn,
-				   psprintf("CREATE TEMPORARY TABLE resync_check (%s) ON COMMIT DROP",
-							resync_pg_column_list(dest, table)));
+	const char *sql = psprintf("CREATE TEMPORARY TABLE resync_check (%s) ON COMMIT DROP",
+							   resync_pg_column_list(dest, table));
+	PGresult   *res = resync_pq_exec_any(dest->conn, sql);
+
+	if (resync_pq_sqlstate(res) == ERRCODE_INSUFFICIENT_PRIVILEGE)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg_internal("%s", PQresultErrorField(res, PG_DIAG_MESSAGE_PRIMARY)),
+				 errdetail("Changes reach the destination's tables through temporary tables."),
+				 errhint("There: GRANT TEMPORARY ON DATABASE %s TO %s;",
+						 resync_pq_ident(PQdb(dest->conn)), resync_pq_ident(PQuser(dest->conn)))));
+	if (PQresultStatus(res) == PGRES_FATAL_ERROR)
+		resync_pq_raise(dest->conn, res, sql);
+	resync_pq_clear(res);
 }
 
 /*
@@ -140,43 +159,46 @@ static void
 check_dependents(PgDestination *dest, const ResyncTable *table, const char *oid)
 {
 	StringInfoData detail;
-	PGresult   *res;
+	PGresult	  *res;
 
-	res = resync_pq_exec(dest->conn, psprintf(
-		"WITH rel AS (SELECT %s::oid AS oid, (SELECT reltype FROM pg_class WHERE oid = %s) AS typ),"
-		" dep AS (SELECT d.* FROM pg_depend d, rel WHERE d.deptype IN ('n', 'a') AND"
-		" (d.refclassid = 'pg_class'::regclass AND d.refobjid = rel.oid"
-		" OR d.refclassid = 'pg_type'::regclass AND d.refobjid IN (rel.typ,"
-		" (SELECT typarray FROM pg_type WHERE oid = rel.typ))))"
-		" SELECT DISTINCT pg_describe_object(CASE WHEN w.oid IS NULL THEN d.classid ELSE 'pg_class'::regclass END,"
-		" coalesce(w.ev_class, d.objid), CASE WHEN w.oid IS NULL THEN d.objsubid ELSE 0 END)"
-		" || CASE WHEN v.relkind = 'v' THEN CASE WHEN d.refclassid = 'pg_type'::regclass THEN ' (uses the row type)'"
-		" WHEN NOT pg_has_role(current_user, v.relowner, 'USAGE') THEN ' (owned by another role)'"
-		" ELSE ' (uses column ' || quote_ident(old.attname) || ', which is gone or has another type)' END ELSE '' END"
-		" FROM rel, dep d"
-		" LEFT JOIN pg_rewrite w ON d.classid = 'pg_rewrite'::regclass AND w.oid = d.objid"
-		" LEFT JOIN pg_class v ON v.oid = w.ev_class"
-		" LEFT JOIN pg_attribute old ON d.refclassid = 'pg_class'::regclass AND d.refobjsubid > 0"
-		" AND old.attrelid = d.refobjid AND old.attnum = d.refobjsubid"
-		" LEFT JOIN pg_attribute new ON new.attrelid = 'pg_temp.resync_check'::regclass"
-		" AND new.attname = old.attname AND new.attnum > 0 AND NOT new.attisdropped"
-		" AND new.atttypid = old.atttypid AND new.atttypmod = old.atttypmod AND new.attcollation = old.attcollation"
-		" WHERE CASE d.classid"
-		" WHEN 'pg_rewrite'::regclass THEN v.relkind <> 'v' AND v.oid <> rel.oid OR v.relkind = 'v' AND"
-		" (d.refclassid = 'pg_type'::regclass OR old.attname IS NOT NULL AND new.attname IS NULL"
-		" OR NOT pg_has_role(current_user, v.relowner, 'USAGE'))"
-		" WHEN 'pg_constraint'::regclass THEN (SELECT conrelid FROM pg_constraint WHERE oid = d.objid) <> rel.oid"
-		" WHEN 'pg_trigger'::regclass THEN (SELECT tgrelid FROM pg_trigger WHERE oid = d.objid) <> rel.oid"
-		" WHEN 'pg_policy'::regclass THEN (SELECT polrelid FROM pg_policy WHERE oid = d.objid) <> rel.oid"
-		" WHEN 'pg_attrdef'::regclass THEN (SELECT adrelid FROM pg_attrdef WHERE oid = d.objid) <> rel.oid"
-		" WHEN 'pg_class'::regclass THEN d.deptype = 'n'"
-		" AND NOT EXISTS (SELECT FROM pg_index WHERE indexrelid = d.objid AND indrelid = rel.oid)"
-		" WHEN 'pg_statistic_ext'::regclass THEN false"
-		" WHEN 'pg_publication_rel'::regclass THEN false"
-		" ELSE d.deptype = 'n' END"
-		" UNION SELECT 'child table ' || inhrelid::regclass FROM pg_inherits, rel WHERE inhparent = rel.oid"
-		" UNION SELECT 'parent table ' || inhparent::regclass FROM pg_inherits, rel WHERE inhrelid = rel.oid"
-		" ORDER BY 1", oid, oid));
+	res = resync_pq_exec(
+		dest->conn,
+		psprintf(
+			"WITH rel AS (SELECT %s::oid AS oid, (SELECT reltype FROM pg_class WHERE oid = %s) AS typ),"
+			" dep AS (SELECT d.* FROM pg_depend d, rel WHERE d.deptype IN ('n', 'a') AND"
+			" (d.refclassid = 'pg_class'::regclass AND d.refobjid = rel.oid"
+			" OR d.refclassid = 'pg_type'::regclass AND d.refobjid IN (rel.typ,"
+			" (SELECT typarray FROM pg_type WHERE oid = rel.typ))))"
+			" SELECT DISTINCT pg_describe_object(CASE WHEN w.oid IS NULL THEN d.classid ELSE 'pg_class'::regclass END,"
+			" coalesce(w.ev_class, d.objid), CASE WHEN w.oid IS NULL THEN d.objsubid ELSE 0 END)"
+			" || CASE WHEN v.relkind = 'v' THEN CASE WHEN d.refclassid = 'pg_type'::regclass THEN ' (uses the row type)'"
+			" WHEN NOT pg_has_role(current_user, v.relowner, 'USAGE') THEN ' (owned by another role)'"
+			" ELSE ' (uses column ' || quote_ident(old.attname) || ', which is gone or has another type)' END ELSE '' END"
+			" FROM rel, dep d"
+			" LEFT JOIN pg_rewrite w ON d.classid = 'pg_rewrite'::regclass AND w.oid = d.objid"
+			" LEFT JOIN pg_class v ON v.oid = w.ev_class"
+			" LEFT JOIN pg_attribute old ON d.refclassid = 'pg_class'::regclass AND d.refobjsubid > 0"
+			" AND old.attrelid = d.refobjid AND old.attnum = d.refobjsubid"
+			" LEFT JOIN pg_attribute new ON new.attrelid = 'pg_temp.resync_check'::regclass"
+			" AND new.attname = old.attname AND new.attnum > 0 AND NOT new.attisdropped"
+			" AND new.atttypid = old.atttypid AND new.atttypmod = old.atttypmod AND new.attcollation = old.attcollation"
+			" WHERE CASE d.classid"
+			" WHEN 'pg_rewrite'::regclass THEN v.relkind <> 'v' AND v.oid <> rel.oid OR v.relkind = 'v' AND"
+			" (d.refclassid = 'pg_type'::regclass OR old.attname IS NOT NULL AND new.attname IS NULL"
+			" OR NOT pg_has_role(current_user, v.relowner, 'USAGE'))"
+			" WHEN 'pg_constraint'::regclass THEN (SELECT conrelid FROM pg_constraint WHERE oid = d.objid) <> rel.oid"
+			" WHEN 'pg_trigger'::regclass THEN (SELECT tgrelid FROM pg_trigger WHERE oid = d.objid) <> rel.oid"
+			" WHEN 'pg_policy'::regclass THEN (SELECT polrelid FROM pg_policy WHERE oid = d.objid) <> rel.oid"
+			" WHEN 'pg_attrdef'::regclass THEN (SELECT adrelid FROM pg_attrdef WHERE oid = d.objid) <> rel.oid"
+			" WHEN 'pg_class'::regclass THEN d.deptype = 'n'"
+			" AND NOT EXISTS (SELECT FROM pg_index WHERE indexrelid = d.objid AND indrelid = rel.oid)"
+			" WHEN 'pg_statistic_ext'::regclass THEN false"
+			" WHEN 'pg_publication_rel'::regclass THEN false"
+			" ELSE d.deptype = 'n' END"
+			" UNION SELECT 'child table ' || inhrelid::regclass FROM pg_inherits, rel WHERE inhparent = rel.oid"
+			" UNION SELECT 'parent table ' || inhparent::regclass FROM pg_inherits, rel WHERE inhrelid = rel.oid"
+			" ORDER BY 1",
+			oid, oid));
 	if (PQntuples(res) == 0)
 	{
 		resync_pq_clear(res);
@@ -185,12 +207,11 @@ check_dependents(PgDestination *dest, const ResyncTable *table, const char *oid)
 	initStringInfo(&detail);
 	for (int i = 0; i < PQntuples(res); i++)
 		appendStringInfo(&detail, "%s%s", i > 0 ? "\n" : "", PQgetvalue(res, i, 0));
-	ereport(ERROR,
-			(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
-			 errmsg("cannot swap table %s at the destination: other objects depend on it",
-					resync_pg_live(table)),
-			 errdetail_internal("%s", detail.data),
-			 errhint("Drop them there before the resync, and create them again after it.")));
+	ereport(ERROR, (errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
+					errmsg("cannot swap table %s at the destination: other objects depend on it",
+						   resync_pg_live(table)),
+					errdetail_internal("%s", detail.data),
+					errhint("Drop them there before the resync, and create them again after it.")));
 }
 
 /* What the new table will not have. */
@@ -199,25 +220,30 @@ warn_of_losses(PgDestination *dest, const ResyncTable *table, const char *oid, L
 			   MemoryContext context)
 {
 	const ResyncColumn **key = resync_pg_key(table);
-	PGresult   *res;
+	PGresult			*res;
 
-	res = resync_pq_exec(dest->conn, psprintf(
-		"SELECT 'trigger ' || quote_ident(tgname) FROM pg_trigger WHERE tgrelid = %s AND NOT tgisinternal"
-		" UNION ALL SELECT 'row security policy ' || quote_ident(polname) FROM pg_policy WHERE polrelid = %s"
-		" UNION ALL SELECT 'membership in publication ' || quote_ident(p.pubname) FROM pg_publication_rel r"
-		" JOIN pg_publication p ON p.oid = r.prpubid WHERE r.prrelid = %s"
-		" UNION ALL SELECT CASE contype WHEN 'f' THEN 'foreign key ' WHEN 'c' THEN 'check constraint '"
-		" WHEN 'x' THEN 'exclusion constraint (its index stays) ' ELSE 'uniqueness (its index stays) of ' END || quote_ident(conname)"
-		" FROM pg_constraint WHERE conrelid = %s AND contype IN ('f', 'c', 'u', 'x')"
-		" UNION ALL SELECT 'uniqueness (the index stays) of ' || c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
-		" WHERE i.indrelid = %s AND i.indisunique AND NOT i.indisprimary"
-		" AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = i.indexrelid AND conrelid = i.indrelid)"
-		" UNION ALL SELECT 'statistics object ' || quote_ident(stxname) FROM pg_statistic_ext WHERE stxrelid = %s"
-		" UNION ALL SELECT 'default of column ' || quote_ident(a.attname) FROM pg_attrdef d JOIN pg_attribute a"
-		" ON a.attrelid = d.adrelid AND a.attnum = d.adnum WHERE d.adrelid = %s AND a.attname NOT IN (%s, %s)",
-		oid, oid, oid, oid, oid, oid, oid,
-		resync_pg_soft_delete_column(dest) ? resync_pg_literal(resync_pg_soft_delete_column(dest)) : "''",
-		resync_pg_synced_at_column(dest) ? resync_pg_literal(resync_pg_synced_at_column(dest)) : "''"));
+	res = resync_pq_exec(
+		dest->conn,
+		psprintf(
+			"SELECT 'trigger ' || quote_ident(tgname) FROM pg_trigger WHERE tgrelid = %s AND NOT tgisinternal"
+			" UNION ALL SELECT 'row security policy ' || quote_ident(polname) FROM pg_policy WHERE polrelid = %s"
+			" UNION ALL SELECT 'membership in publication ' || quote_ident(p.pubname) FROM pg_publication_rel r"
+			" JOIN pg_publication p ON p.oid = r.prpubid WHERE r.prrelid = %s"
+			" UNION ALL SELECT CASE contype WHEN 'f' THEN 'foreign key ' WHEN 'c' THEN 'check constraint '"
+			" WHEN 'x' THEN 'exclusion constraint (its index stays) ' ELSE 'uniqueness (its index stays) of ' END || quote_ident(conname)"
+			" FROM pg_constraint WHERE conrelid = %s AND contype IN ('f', 'c', 'u', 'x')"
+			" UNION ALL SELECT 'uniqueness (the index stays) of ' || c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
+			" WHERE i.indrelid = %s AND i.indisunique AND NOT i.indisprimary"
+			" AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = i.indexrelid AND conrelid = i.indrelid)"
+			" UNION ALL SELECT 'statistics object ' || quote_ident(stxname) FROM pg_statistic_ext WHERE stxrelid = %s"
+			" UNION ALL SELECT 'default of column ' || quote_ident(a.attname) FROM pg_attrdef d JOIN pg_attribute a"
+			" ON a.attrelid = d.adrelid AND a.attnum = d.adnum WHERE d.adrelid = %s AND a.attname NOT IN (%s, %s)",
+			oid, oid, oid, oid, oid, oid, oid,
+			resync_pg_soft_delete_column(dest)
+				? resync_pg_literal(resync_pg_soft_delete_column(dest))
+				: "''",
+			resync_pg_synced_at_column(dest) ? resync_pg_literal(resync_pg_synced_at_column(dest))
+											 : "''"));
 	for (int i = 0; i < PQntuples(res); i++)
 		add_warning(warnings, context,
 					psprintf("table %s at the destination will lose: %s", resync_pg_live(table),
@@ -229,15 +255,20 @@ warn_of_losses(PgDestination *dest, const ResyncTable *table, const char *oid, L
 		return;
 	for (int i = 0; i < table->nkeys; i++)
 	{
-		res = resync_pq_exec(dest->conn, psprintf(
-			"SELECT (SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = %s)"
-			" WHERE NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = %s AND attname = %s"
-			" AND attnum > 0 AND NOT attisdropped)", oid, oid, resync_pg_literal(key[i]->dest_name)));
+		res = resync_pq_exec(
+			dest->conn,
+			psprintf(
+				"SELECT (SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = %s)"
+				" WHERE NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = %s AND attname = %s"
+				" AND attnum > 0 AND NOT attisdropped)",
+				oid, oid, resync_pg_literal(key[i]->dest_name)));
 		if (PQntuples(res) > 0)
 		{
-			add_warning(warnings, context,
-						psprintf("soft-deleted rows of table %s at the destination are not carried over (about %s rows in all): it has no key column \"%s\"",
-								 resync_pg_live(table), PQgetvalue(res, 0, 0), key[i]->dest_name));
+			add_warning(
+				warnings, context,
+				psprintf(
+					"soft-deleted rows of table %s at the destination are not carried over (about %s rows in all): it has no key column \"%s\"",
+					resync_pg_live(table), PQgetvalue(res, 0, 0), key[i]->dest_name));
 			resync_pq_clear(res);
 			return;
 		}
@@ -250,27 +281,29 @@ static void
 check_live(PgDestination *dest, const ResyncTable *table, bool live_expected, bool metadata,
 		   List **warnings, MemoryContext context)
 {
-	LiveTable	live = find_relation(dest, table, table->dest_name, metadata, true);
+	LiveTable live = find_relation(dest, table, table->dest_name, metadata, true);
 
 	if (live.oid == NULL)
 		return;
 	check_not_itself(dest, table, &live);
 	if (!live_expected || (!live.ours && !dest->head.id->options->replace_existing))
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_TABLE),
-				 errmsg("relation %s exists at the destination", resync_pg_live(table)),
-				 errdetail("It was not made by this mirror."),
-				 errhint("Drop or rename it, map the table to another name, or set the option replace_existing.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_DUPLICATE_TABLE),
+			 errmsg("relation %s exists at the destination", resync_pg_live(table)),
+			 errdetail("It was not made by this mirror."),
+			 errhint(
+				 "Drop or rename it, map the table to another name, or set the option replace_existing.")));
 	if (live.relkind != 'r')
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("relation %s at the destination is not an ordinary table", resync_pg_live(table)),
-				 errhint("Drop or rename it.")));
+		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
+						errmsg("relation %s at the destination is not an ordinary table",
+							   resync_pg_live(table)),
+						errhint("Drop or rename it.")));
 	if (!live.may_alter)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("table %s at the destination belongs to role \"%s\"", resync_pg_live(table), live.owner),
-				 errhint("Make the mirror's role there a member of it.")));
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("table %s at the destination belongs to role \"%s\"",
+							   resync_pg_live(table), live.owner),
+						errhint("Make the mirror's role there a member of it.")));
 	check_dependents(dest, table, live.oid);
 	warn_of_losses(dest, table, live.oid, warnings, context);
 }
@@ -280,9 +313,9 @@ resync_pg_check_table(Destination *head, const ResyncTable *table, bool live_exp
 					  List **warnings)
 {
 	PgDestination *dest = (PgDestination *) head;
-	MemoryContext old = resync_pg_enter(dest);
-	bool		metadata;
-	LiveTable	build;
+	MemoryContext  old = resync_pg_enter(dest);
+	bool		   metadata;
+	LiveTable	   build;
 
 	resync_pq_exec(dest->conn, "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE");
 	check_schema(dest, table->dest_schema);
@@ -292,11 +325,13 @@ resync_pg_check_table(Destination *head, const ResyncTable *table, bool live_exp
 	make_new_columns(dest, table);
 	build = find_relation(dest, table, table->build_name, metadata, false);
 	if (build.oid != NULL && !build.ours)
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_TABLE),
-				 errmsg("relation %s exists at the destination", resync_pg_build(table)),
-				 errdetail("It is in the way of the table under construction, and was not made by this mirror."),
-				 errhint("Drop or rename it there.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_DUPLICATE_TABLE),
+			 errmsg("relation %s exists at the destination", resync_pg_build(table)),
+			 errdetail(
+				 "It is in the way of the table under construction, and was not made by this mirror."),
+			 errhint("Drop or rename it there.")));
 	check_live(dest, table, live_expected, metadata, warnings, old);
 	resync_pg_rollback(dest);
 	MemoryContextSwitchTo(old);

@@ -17,7 +17,7 @@
 
 static const char copy_signature[] = "PGCOPY\n\377\r\n\0\0\0\0\0\0\0\0\0";
 
-#define COPY_SIGNATURE_LEN 19	/* 11, flags, length of extension */
+#define COPY_SIGNATURE_LEN 19 /* 11, flags, length of extension */
 
 static char *
 mark_query(PgDestination *dest, int64 partition)
@@ -30,7 +30,7 @@ mark_query(PgDestination *dest, int64 partition)
 static void
 send_chunk(PgDestination *dest)
 {
-	PgLoad	   *load = &dest->load;
+	PgLoad *load = &dest->load;
 
 	if (load->chunk->len == 0)
 		return;
@@ -53,10 +53,10 @@ bool
 resync_pg_load_begin(Destination *head, const ResyncTable *table, TupleDesc desc, int64 partition)
 {
 	PgDestination *dest = (PgDestination *) head;
-	PgLoad	   *load = &dest->load;
-	MemoryContext old = resync_pg_enter(dest);
-	PgFenceInfo info;
-	PGresult   *res;
+	PgLoad		  *load = &dest->load;
+	MemoryContext  old = resync_pg_enter(dest);
+	PgFenceInfo	   info;
+	PGresult	  *res;
 	StringInfoData cols;
 
 	load->bytes = 0;
@@ -71,7 +71,8 @@ resync_pg_load_begin(Destination *head, const ResyncTable *table, TupleDesc desc
 	resync_pg_require_owned(&info, table, false);
 
 	forget_load(dest);
-	load->context = AllocSetContextCreate(head->context, "resync partition", ALLOCSET_DEFAULT_SIZES);
+	load->context = AllocSetContextCreate(head->context, "resync partition",
+										  ALLOCSET_DEFAULT_SIZES);
 	load->row_context = AllocSetContextCreate(load->context, "resync row", ALLOCSET_DEFAULT_SIZES);
 	load->table = table;
 	load->partition = partition;
@@ -79,10 +80,11 @@ resync_pg_load_begin(Destination *head, const ResyncTable *table, TupleDesc desc
 
 	initStringInfo(&cols);
 	for (int i = 0; i < table->ncols; i++)
-		appendStringInfo(&cols, "%s%s", i > 0 ? ", " : "", resync_pq_ident(table->cols[i].dest_name));
-	resync_pq_copy_begin(dest->conn, psprintf("COPY %s (%s) FROM STDIN (FORMAT %s)",
-											  resync_pg_build(table), cols.data,
-											  load->text ? "text" : "binary"));
+		appendStringInfo(&cols, "%s%s", i > 0 ? ", " : "",
+						 resync_pq_ident(table->cols[i].dest_name));
+	resync_pq_copy_begin(dest->conn,
+						 psprintf("COPY %s (%s) FROM STDIN (FORMAT %s)", resync_pg_build(table),
+								  cols.data, load->text ? "text" : "binary"));
 	load->active = true;
 
 	MemoryContextSwitchTo(load->context);
@@ -100,8 +102,8 @@ void
 resync_pg_load_row(Destination *head, TupleTableSlot *slot)
 {
 	PgDestination *dest = (PgDestination *) head;
-	PgLoad	   *load = &dest->load;
-	MemoryContext old;
+	PgLoad		  *load = &dest->load;
+	MemoryContext  old;
 
 	Assert(load->active);
 	slot_getallattrs(slot);
@@ -114,7 +116,7 @@ resync_pg_load_row(Destination *head, TupleTableSlot *slot)
 	}
 	else
 	{
-		uint16		n = pg_hton16((uint16) load->table->ncols);
+		uint16 n = pg_hton16((uint16) load->table->ncols);
 
 		appendBinaryStringInfo(load->chunk, (char *) &n, sizeof(n));
 		resync_encode_row(load->encoder, slot->tts_values, slot->tts_isnull, load->chunk);
@@ -129,10 +131,10 @@ int64
 resync_pg_load_finish(Destination *head)
 {
 	PgDestination *dest = (PgDestination *) head;
-	PgLoad	   *load = &dest->load;
-	MemoryContext old = resync_pg_enter(dest);
-	int64		rows;
-	int			sqlstate;
+	PgLoad		  *load = &dest->load;
+	MemoryContext  old = resync_pg_enter(dest);
+	int64		   rows;
+	int			   sqlstate;
 
 	Assert(load->active);
 	if (!load->text)
@@ -144,13 +146,16 @@ resync_pg_load_finish(Destination *head)
 	send_chunk(dest);
 	rows = resync_pq_copy_end(dest->conn);
 	load->active = false;
-	if (!resync_pq_try(dest->conn, psprintf(
-		"INSERT INTO %s.resync_partition (token, run, partition, ordinal, rows) VALUES (%s, "
-		INT64_FORMAT ", " INT64_FORMAT ", %d, " INT64_FORMAT "); COMMIT",
-		dest->meta_quoted, resync_pg_literal(head->id->token), head->id->run, load->partition,
-		load->table->ordinal, rows), ERRCODE_UNIQUE_VIOLATION, &sqlstate))
+	if (!resync_pq_try(
+			dest->conn,
+			psprintf(
+				"INSERT INTO %s.resync_partition (token, run, partition, ordinal, rows) VALUES (%s, " INT64_FORMAT
+				", " INT64_FORMAT ", %d, " INT64_FORMAT "); COMMIT",
+				dest->meta_quoted, resync_pg_literal(head->id->token), head->id->run,
+				load->partition, load->table->ordinal, rows),
+			ERRCODE_UNIQUE_VIOLATION, &sqlstate))
 	{
-		PGresult   *res;
+		PGresult *res;
 
 		/* somebody else was first: his rows count */
 		resync_pg_rollback(dest);
@@ -168,13 +173,14 @@ void
 resync_pg_load_abort(Destination *head)
 {
 	PgDestination *dest = (PgDestination *) head;
-	MemoryContext old = resync_pg_enter(dest);
+	MemoryContext  old = resync_pg_enter(dest);
 
 	if (dest->load.active)
 	{
 		dest->load.active = false;
 		resync_pq_copy_abort(dest->conn);
-		if (PQstatus(dest->conn) == CONNECTION_OK && PQtransactionStatus(dest->conn) != PQTRANS_IDLE)
+		if (PQstatus(dest->conn) == CONNECTION_OK &&
+			PQtransactionStatus(dest->conn) != PQTRANS_IDLE)
 			resync_pg_rollback(dest);
 	}
 	forget_load(dest);
@@ -191,13 +197,14 @@ List *
 resync_pg_done_partitions(Destination *head)
 {
 	PgDestination *dest = (PgDestination *) head;
-	MemoryContext old = resync_pg_enter(dest);
-	List	   *result = NIL;
-	PGresult   *res;
+	MemoryContext  old = resync_pg_enter(dest);
+	List		  *result = NIL;
+	PGresult	  *res;
 
-	res = resync_pq_exec(dest->conn,
-						 psprintf("SELECT partition, rows FROM %s.resync_partition p WHERE %s ORDER BY 1",
-								  dest->meta_quoted, resync_pg_run_condition(dest, "p")));
+	res = resync_pq_exec(
+		dest->conn,
+		psprintf("SELECT partition, rows FROM %s.resync_partition p WHERE %s ORDER BY 1",
+				 dest->meta_quoted, resync_pg_run_condition(dest, "p")));
 	MemoryContextSwitchTo(old);
 	for (int i = 0; i < PQntuples(res); i++)
 	{
@@ -215,10 +222,10 @@ int64
 resync_pg_count_rows(Destination *head, const ResyncTable *table, bool build, bool live_only)
 {
 	PgDestination *dest = (PgDestination *) head;
-	MemoryContext old = resync_pg_enter(dest);
-	const char *soft_delete = resync_pg_soft_delete_column(dest);
-	PGresult   *res;
-	int64		rows;
+	MemoryContext  old = resync_pg_enter(dest);
+	const char	  *soft_delete = resync_pg_soft_delete_column(dest);
+	PGresult	  *res;
+	int64		   rows;
 
 	res = resync_pq_exec(dest->conn,
 						 psprintf("SELECT count(*) FROM ONLY %s%s%s",

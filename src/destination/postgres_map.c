@@ -37,39 +37,39 @@
 /* A type of the source, found while walking through the columns' types. */
 typedef struct MapType
 {
-	Oid			oid;
-	char	   *schema;			/* arrays: of the element, and so is name */
-	char	   *name;
-	int			element;		/* index of an array's element type, or -1 */
-	bool		binary;			/* has both functions at the source */
-	bool		is_reg;			/* regclass and the like: an OID without
+	Oid	  oid;
+	char *schema; /* arrays: of the element, and so is name */
+	char *name;
+	int	  element; /* index of an array's element type, or -1 */
+	bool  binary;  /* has both functions at the source */
+	bool  is_reg;  /* regclass and the like: an OID without
 								 * meaning elsewhere */
-	char	   *make_up;		/* composite: its columns; enum: its labels */
-	bool		is_enum;
-	List	   *parts;			/* indexes of types inside values (IntList) */
+	char *make_up; /* composite: its columns; enum: its labels */
+	bool  is_enum;
+	List *parts; /* indexes of types inside values (IntList) */
 
 	/* at the destination */
-	Oid			dest_oid;		/* InvalidOid: none */
-	bool		dest_binary;
-	bool		fits;			/* exists with the same make-up */
+	Oid	 dest_oid; /* InvalidOid: none */
+	bool dest_binary;
+	bool fits; /* exists with the same make-up */
 } MapType;
 
 /* What is known of a column before the destination is asked. */
 typedef struct MapColumn
 {
-	int			type;			/* index into types */
-	char	   *sql_type;
+	int	  type; /* index into types */
+	char *sql_type;
 } MapColumn;
 
 typedef struct MapState
 {
-	int			ntypes;
-	int			size;
-	MapType    *types;
-	MapColumn  *columns;
+	int		   ntypes;
+	int		   size;
+	MapType	  *types;
+	MapColumn *columns;
 } MapState;
 
-static int	add_type(MapState *state, Oid typid);
+static int add_type(MapState *state, Oid typid);
 
 /* ---------------------------------------------------------------------
  * At the source
@@ -104,15 +104,15 @@ is_reg_type(Oid typid)
 static char *
 composite_make_up(MapState *state, Oid typid, List **parts)
 {
-	TupleDesc	desc = lookup_rowtype_tupdesc_copy(typid, -1);
+	TupleDesc	   desc = lookup_rowtype_tupdesc_copy(typid, -1);
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
-		HeapTuple	tup;
-		Form_pg_type form;
+		HeapTuple		  tup;
+		Form_pg_type	  form;
 
 		if (att->attisdropped)
 			continue;
@@ -123,7 +123,8 @@ composite_make_up(MapState *state, Oid typid, List **parts)
 		if (buf.len > 0)
 			appendStringInfoChar(&buf, ',');
 		appendStringInfo(&buf, "%s %s.%s:%d", NameStr(att->attname),
-						 get_namespace_name(form->typnamespace), NameStr(form->typname), att->atttypmod);
+						 get_namespace_name(form->typnamespace), NameStr(form->typname),
+						 att->atttypmod);
 		ReleaseSysCache(tup);
 		*parts = lappend_int(*parts, add_type(state, att->atttypid));
 	}
@@ -134,7 +135,7 @@ composite_make_up(MapState *state, Oid typid, List **parts)
 static char *
 enum_make_up(Oid typid)
 {
-	CatCList   *list = SearchSysCacheList1(ENUMTYPOIDNAME, ObjectIdGetDatum(typid));
+	CatCList	  *list = SearchSysCacheList1(ENUMTYPOIDNAME, ObjectIdGetDatum(typid));
 	StringInfoData buf;
 
 	initStringInfo(&buf);
@@ -153,12 +154,12 @@ enum_make_up(Oid typid)
 static int
 add_type(MapState *state, Oid typid)
 {
-	HeapTuple	tup;
+	HeapTuple	 tup;
 	Form_pg_type form;
-	MapType		type;
-	Oid			element = get_element_type(typid);
-	Oid			inside = InvalidOid;
-	int			result;
+	MapType		 type;
+	Oid			 element = get_element_type(typid);
+	Oid			 inside = InvalidOid;
+	int			 result;
 
 	check_stack_depth();
 	for (int i = 0; i < state->ntypes; i++)
@@ -205,7 +206,7 @@ add_type(MapState *state, Oid typid)
 	}
 	if (OidIsValid(inside))
 	{
-		int			part = add_type(state, inside);
+		int part = add_type(state, inside);
 
 		type.parts = list_make1_int(part);
 		if (OidIsValid(element))
@@ -230,9 +231,9 @@ read_source(MapState *state, const ResyncTable *table)
 	state->columns = palloc0(sizeof(MapColumn) * table->ncols);
 	for (int i = 0; i < table->ncols; i++)
 	{
-		int32		typmod = table->cols[i].typmod;
-		Oid			typid = getBaseTypeAndTypmod(table->cols[i].typid, &typmod);
-		Oid			element = get_element_type(typid);
+		int32 typmod = table->cols[i].typmod;
+		Oid	  typid = getBaseTypeAndTypmod(table->cols[i].typid, &typmod);
+		Oid	  element = get_element_type(typid);
 
 		/*
 		 * An array of a domain becomes one of its base type; the element's OID
@@ -240,14 +241,14 @@ read_source(MapState *state, const ResyncTable *table)
 		 */
 		if (OidIsValid(element) && get_typtype(element) == TYPTYPE_DOMAIN)
 		{
-			Oid			base = get_array_type(getBaseTypeAndTypmod(element, &typmod));
+			Oid base = get_array_type(getBaseTypeAndTypmod(element, &typmod));
 
 			if (OidIsValid(base))
 				typid = base;
 		}
 		state->columns[i].type = add_type(state, typid);
-		state->columns[i].sql_type = format_type_extended(typid, typmod, FORMAT_TYPE_TYPEMOD_GIVEN |
-														  FORMAT_TYPE_FORCE_QUALIFY);
+		state->columns[i].sql_type = format_type_extended(
+			typid, typmod, FORMAT_TYPE_TYPEMOD_GIVEN | FORMAT_TYPE_FORCE_QUALIFY);
 	}
 }
 
@@ -286,35 +287,37 @@ static void
 ask_destination(PgDestination *dest, MapState *state)
 {
 	StringInfoData sql;
-	PGresult   *res;
+	PGresult	  *res;
 
 	if (state->ntypes == 0)
 		return;
 	initStringInfo(&sql);
-	appendStringInfoString(&sql,
-						   "SELECT i.n, CASE WHEN i.a THEN a.oid ELSE t.oid END,"
-						   " CASE WHEN i.a THEN a.typsend <> 0 AND a.typreceive <> 0"
-						   " ELSE t.typsend <> 0 AND t.typreceive <> 0 END,"
-						   " CASE WHEN i.a THEN NULL WHEN t.typtype = 'c' THEN"
-						   " (SELECT coalesce(string_agg(att.attname || ' ' || an.nspname || '.' || at.typname || ':'"
-						   " || att.atttypmod, ',' ORDER BY att.attnum), '') FROM pg_attribute att"
-						   " JOIN pg_type at ON at.oid = att.atttypid JOIN pg_namespace an ON an.oid = at.typnamespace"
-						   " WHERE att.attrelid = t.typrelid AND att.attnum > 0 AND NOT att.attisdropped)"
-						   " WHEN t.typtype = 'e' THEN (SELECT E'\\001' || coalesce(string_agg(e.enumlabel || E'\\001', ''), '')"
-						   " FROM pg_enum e WHERE e.enumtypid = t.oid) END"
-						   " FROM (VALUES ");
+	appendStringInfoString(
+		&sql,
+		"SELECT i.n, CASE WHEN i.a THEN a.oid ELSE t.oid END,"
+		" CASE WHEN i.a THEN a.typsend <> 0 AND a.typreceive <> 0"
+		" ELSE t.typsend <> 0 AND t.typreceive <> 0 END,"
+		" CASE WHEN i.a THEN NULL WHEN t.typtype = 'c' THEN"
+		" (SELECT coalesce(string_agg(att.attname || ' ' || an.nspname || '.' || at.typname || ':'"
+		" || att.atttypmod, ',' ORDER BY att.attnum), '') FROM pg_attribute att"
+		" JOIN pg_type at ON at.oid = att.atttypid JOIN pg_namespace an ON an.oid = at.typnamespace"
+		" WHERE att.attrelid = t.typrelid AND att.attnum > 0 AND NOT att.attisdropped)"
+		" WHEN t.typtype = 'e' THEN (SELECT E'\\001' || coalesce(string_agg(e.enumlabel || E'\\001', ''), '')"
+		" FROM pg_enum e WHERE e.enumtypid = t.oid) END"
+		" FROM (VALUES ");
 	for (int i = 0; i < state->ntypes; i++)
 		appendStringInfo(&sql, "%s(%d, %s, %s, %s)", i > 0 ? ", " : "", i,
-						 resync_pg_literal(state->types[i].schema), resync_pg_literal(state->types[i].name),
+						 resync_pg_literal(state->types[i].schema),
+						 resync_pg_literal(state->types[i].name),
 						 state->types[i].element >= 0 ? "true" : "false");
-	appendStringInfoString(&sql,
-						   ") AS i (n, s, t, a) JOIN pg_namespace ns ON ns.nspname = i.s"
-						   " JOIN pg_type t ON t.typnamespace = ns.oid AND t.typname = i.t AND t.typisdefined"
-						   " LEFT JOIN pg_type a ON a.oid = t.typarray WHERE NOT i.a OR a.oid IS NOT NULL");
+	appendStringInfoString(
+		&sql, ") AS i (n, s, t, a) JOIN pg_namespace ns ON ns.nspname = i.s"
+			  " JOIN pg_type t ON t.typnamespace = ns.oid AND t.typname = i.t AND t.typisdefined"
+			  " LEFT JOIN pg_type a ON a.oid = t.typarray WHERE NOT i.a OR a.oid IS NOT NULL");
 	res = resync_pq_exec(dest->conn, sql.data);
 	for (int row = 0; row < PQntuples(res); row++)
 	{
-		MapType    *type = &state->types[atoi(PQgetvalue(res, row, 0))];
+		MapType	   *type = &state->types[atoi(PQgetvalue(res, row, 0))];
 		const char *make_up = PQgetisnull(res, row, 3) ? NULL : PQgetvalue(res, row, 3);
 
 		type->dest_oid = atooid(PQgetvalue(res, row, 1));
@@ -328,8 +331,8 @@ ask_destination(PgDestination *dest, MapState *state)
 static bool
 type_fits(MapState *state, int index)
 {
-	MapType    *type = &state->types[index];
-	ListCell   *lc;
+	MapType	 *type = &state->types[index];
+	ListCell *lc;
 
 	check_stack_depth();
 	if (!OidIsValid(type->dest_oid) || !type->fits || type->is_reg)
@@ -345,8 +348,8 @@ type_fits(MapState *state, int index)
 static bool
 type_is_binary(MapState *state, int index)
 {
-	MapType    *type = &state->types[index];
-	ListCell   *lc;
+	MapType	 *type = &state->types[index];
+	ListCell *lc;
 
 	if (!type->binary || !type->dest_binary)
 		return false;
@@ -361,8 +364,8 @@ type_is_binary(MapState *state, int index)
 static void
 append_pairs(MapState *state, int index, StringInfo buf, Bitmapset **seen)
 {
-	MapType    *type = &state->types[index];
-	ListCell   *lc;
+	MapType	 *type = &state->types[index];
+	ListCell *lc;
 
 	if (bms_is_member(index, *seen))
 		return;
@@ -381,8 +384,8 @@ static char *
 oid_pairs(MapState *state, const ResyncColumn *col, int index, Oid domain)
 {
 	StringInfoData buf;
-	Bitmapset  *seen = NULL;
-	ListCell   *lc;
+	Bitmapset	  *seen = NULL;
+	ListCell	  *lc;
 
 	initStringInfo(&buf);
 	foreach(lc, state->types[index].parts)
@@ -404,11 +407,14 @@ check_names(PgDestination *dest, const ResyncTable *table)
 		for (int j = 0; j < lengthof(own); j++)
 		{
 			if (own[j] != NULL && strcmp(table->cols[i].name, own[j]) == 0)
-				ereport(ERROR,
-						(errcode(ERRCODE_DUPLICATE_COLUMN),
-						 errmsg("table \"%s\".\"%s\" has a column \"%s\", which is the name of the mirror's own column",
-								table->schema, table->name, own[j]),
-						 errhint("Set soft_delete_col_name or synced_at_col_name to another name, or exclude the column.")));
+				ereport(
+					ERROR,
+					(errcode(ERRCODE_DUPLICATE_COLUMN),
+					 errmsg(
+						 "table \"%s\".\"%s\" has a column \"%s\", which is the name of the mirror's own column",
+						 table->schema, table->name, own[j]),
+					 errhint(
+						 "Set soft_delete_col_name or synced_at_col_name to another name, or exclude the column.")));
 		}
 	}
 }
@@ -417,11 +423,11 @@ void
 resync_pg_map_columns(Destination *head, ResyncTable *table)
 {
 	PgDestination *dest = (PgDestination *) head;
-	MemoryContext old = resync_pg_enter(dest);
-	bool		own_transaction = !IsTransactionState();
-	MapState	state = {0};
-	Oid		   *domains = palloc0(sizeof(Oid) * table->ncols);
-	bool		text = false;
+	MemoryContext  old = resync_pg_enter(dest);
+	bool		   own_transaction = !IsTransactionState();
+	MapState	   state = {0};
+	Oid			  *domains = palloc0(sizeof(Oid) * table->ncols);
+	bool		   text = false;
 
 	check_names(dest, table);
 	if (own_transaction)
@@ -432,7 +438,7 @@ resync_pg_map_columns(Destination *head, ResyncTable *table)
 	read_source(&state, table);
 	for (int i = 0; i < table->ncols; i++)
 	{
-		Oid			element = get_element_type(getBaseType(table->cols[i].typid));
+		Oid element = get_element_type(getBaseType(table->cols[i].typid));
 
 		if (OidIsValid(element) && get_typtype(element) == TYPTYPE_DOMAIN)
 			domains[i] = element;
@@ -455,8 +461,9 @@ resync_pg_map_columns(Destination *head, ResyncTable *table)
 	for (int i = 0; i < table->ncols; i++)
 	{
 		ResyncColumn *col = &table->cols[i];
-		bool		fits = type_fits(&state, state.columns[i].type);
-		char	   *pairs = fits && !text ? oid_pairs(&state, col, state.columns[i].type, domains[i]) : NULL;
+		bool		  fits = type_fits(&state, state.columns[i].type);
+		char *pairs = fits && !text ? oid_pairs(&state, col, state.columns[i].type, domains[i])
+									: NULL;
 
 		col->dest_name = pstrdup(col->name);
 		col->dest_type = pstrdup(fits ? state.columns[i].sql_type : "text");

@@ -27,8 +27,8 @@
 /* A column of the old table that the new one has, too. */
 typedef struct SharedColumn
 {
-	char	   *expr;			/* its value as the new type, from alias o */
-	bool		same_type;
+	char *expr; /* its value as the new type, from alias o */
+	bool  same_type;
 } SharedColumn;
 
 /*
@@ -50,14 +50,16 @@ read_shared_columns(PgDestination *dest, const ResyncTable *table, SharedColumn 
 	resync_pq_clear(res);
 	if (!exists)
 		return false;
-	res = resync_pq_exec(dest->conn, psprintf(
-		"SELECT o.attname, n.atttypid = o.atttypid AND n.atttypmod = o.atttypmod,"
-		" n.atttypid = o.atttypid OR EXISTS (SELECT FROM pg_cast WHERE castsource = o.atttypid"
-		" AND casttarget = n.atttypid), format_type(n.atttypid, n.atttypmod), format_type(o.atttypid, -1)"
-		" FROM pg_attribute o JOIN pg_attribute n ON n.attname = o.attname"
-		" WHERE o.attrelid = %s::regclass AND n.attrelid = %s::regclass"
-		" AND o.attnum > 0 AND n.attnum > 0 AND NOT o.attisdropped AND NOT n.attisdropped",
-		resync_pg_literal(resync_pg_live(table)), resync_pg_literal(resync_pg_build(table))));
+	res = resync_pq_exec(
+		dest->conn,
+		psprintf(
+			"SELECT o.attname, n.atttypid = o.atttypid AND n.atttypmod = o.atttypmod,"
+			" n.atttypid = o.atttypid OR EXISTS (SELECT FROM pg_cast WHERE castsource = o.atttypid"
+			" AND casttarget = n.atttypid), format_type(n.atttypid, n.atttypmod), format_type(o.atttypid, -1)"
+			" FROM pg_attribute o JOIN pg_attribute n ON n.attname = o.attname"
+			" WHERE o.attrelid = %s::regclass AND n.attrelid = %s::regclass"
+			" AND o.attnum > 0 AND n.attnum > 0 AND NOT o.attisdropped AND NOT n.attisdropped",
+			resync_pg_literal(resync_pg_live(table)), resync_pg_literal(resync_pg_build(table))));
 	for (int row = 0; row < PQntuples(res); row++)
 	{
 		const char *name = PQgetvalue(res, row, 0);
@@ -72,9 +74,11 @@ read_shared_columns(PgDestination *dest, const ResyncTable *table, SharedColumn 
 			if (strcmp(name, table->cols[i].dest_name) != 0)
 				continue;
 			shared[i].same_type = PQgetvalue(res, row, 1)[0] == 't';
-			shared[i].expr = shared[i].same_type ? psprintf("o.%s", resync_pq_ident(name)) :
-				psprintf("o.%s%s::%s", resync_pq_ident(name),
-						 PQgetvalue(res, row, 2)[0] == 't' ? "" : "::text", PQgetvalue(res, row, 3));
+			shared[i].expr = shared[i].same_type
+								 ? psprintf("o.%s", resync_pq_ident(name))
+								 : psprintf("o.%s%s::%s", resync_pq_ident(name),
+											PQgetvalue(res, row, 2)[0] == 't' ? "" : "::text",
+											PQgetvalue(res, row, 3));
 		}
 	}
 	resync_pq_clear(res);
@@ -89,18 +93,16 @@ static char *
 transfer_query(PgDestination *dest, const ResyncTable *table, const SharedColumn *shared,
 			   bool all_columns, bool old_deleted, bool old_synced)
 {
-	const char *deleted = resync_pq_ident(resync_pg_soft_delete_column(dest));
-	const char *synced = resync_pg_synced_at_column(dest);
-	StringInfoData names,
-				values,
-				sql;
+	const char	  *deleted = resync_pq_ident(resync_pg_soft_delete_column(dest));
+	const char	  *synced = resync_pg_synced_at_column(dest);
+	StringInfoData names, values, sql;
 
 	initStringInfo(&names);
 	initStringInfo(&values);
 	for (int i = 0; i < table->ncols; i++)
 	{
-		if (shared[i].expr == NULL ||
-			(!all_columns && !shared[i].same_type && (table->nkeys == 0 || table->cols[i].keypos == 0)))
+		if (shared[i].expr == NULL || (!all_columns && !shared[i].same_type &&
+									   (table->nkeys == 0 || table->cols[i].keypos == 0)))
 			continue;
 		appendStringInfo(&names, "%s, ", resync_pq_ident(table->cols[i].dest_name));
 		appendStringInfo(&values, "%s, ", shared[i].expr);
@@ -129,8 +131,8 @@ transfer_query(PgDestination *dest, const ResyncTable *table, const SharedColumn
 	else
 	{
 		const ResyncColumn **key = resync_pg_key(table);
-		char	  **ops = resync_pg_key_operators(dest, table, resync_pg_build(table));
-		StringInfoData match;
+		char			   **ops = resync_pg_key_operators(dest, table, resync_pg_build(table));
+		StringInfoData		 match;
 
 		initStringInfo(&match);
 		for (int i = 0; i < table->nkeys; i++)
@@ -157,21 +159,23 @@ insert_tombstones(PgDestination *dest, const ResyncTable *table, const SharedCol
 {
 	for (int all = 1; all >= 0; all--)
 	{
-		char	   *sql = transfer_query(dest, table, shared, all, old_deleted, old_synced);
-		PGresult   *res;
-		int			class;
+		char	 *sql = transfer_query(dest, table, shared, all, old_deleted, old_synced);
+		PGresult *res;
+		int class;
 
 		resync_pq_exec(dest->conn, "SAVEPOINT transfer");
 		res = resync_pq_exec_any(dest->conn, sql);
 		if (PQresultStatus(res) != PGRES_FATAL_ERROR)
 			return strtoll(PQcmdTuples(res), NULL, 10);
 		class = ERRCODE_TO_CATEGORY(resync_pq_sqlstate(res));
-		if (class != MAKE_SQLSTATE('2', '2', '0', '0', '0') && class != MAKE_SQLSTATE('4', '2', '0', '0', '0'))
+		if (class != MAKE_SQLSTATE('2', '2', '0', '0', '0') &&
+			class != MAKE_SQLSTATE('4', '2', '0', '0', '0'))
 			resync_pq_raise(dest->conn, res, sql);
 		ereport(LOG,
 				(errmsg("mirror \"%s\": soft-deleted rows of table %s are carried over without %s",
 						dest->head.id->mirror, resync_pg_live(table),
-						all ? "the columns whose type has changed" : "any: their key cannot be converted"),
+						all ? "the columns whose type has changed"
+							: "any: their key cannot be converted"),
 				 errdetail_internal("%s", PQresultErrorField(res, PG_DIAG_MESSAGE_PRIMARY))));
 		resync_pq_clear(res);
 		resync_pq_exec(dest->conn, "ROLLBACK TO SAVEPOINT transfer");
@@ -183,14 +187,14 @@ int64
 resync_pg_transfer(Destination *head, const ResyncTable *table)
 {
 	PgDestination *dest = (PgDestination *) head;
-	MemoryContext old = resync_pg_enter(dest);
-	SharedColumn *shared = palloc0(sizeof(SharedColumn) * table->ncols);
-	bool		old_deleted = false;
-	bool		old_synced = false;
-	bool		possible;
-	int64		rows = 0;
-	PgFenceInfo info;
-	PGresult   *res;
+	MemoryContext  old = resync_pg_enter(dest);
+	SharedColumn  *shared = palloc0(sizeof(SharedColumn) * table->ncols);
+	bool		   old_deleted = false;
+	bool		   old_synced = false;
+	bool		   possible;
+	int64		   rows = 0;
+	PgFenceInfo	   info;
+	PGresult	  *res;
 
 	if (resync_pg_soft_delete_column(dest) == NULL)
 	{
@@ -203,14 +207,16 @@ resync_pg_transfer(Destination *head, const ResyncTable *table)
 	for (int i = 0; possible && i < table->ncols && table->nkeys > 0; i++)
 	{
 		if (table->cols[i].keypos > 0 && shared[i].expr == NULL)
-			possible = false;	/* validate has warned of it */
+			possible = false; /* validate has warned of it */
 	}
 	if (possible && table->nkeys == 0)
 	{
 		/* nothing tells a row that was carried over from one that was not */
-		res = resync_pq_exec(dest->conn, psprintf(
-			"UPDATE %s.resync_table t SET carried = true WHERE %s AND t.ordinal = %d AND NOT carried",
-			dest->meta_quoted, resync_pg_run_condition(dest, "t"), table->ordinal));
+		res = resync_pq_exec(
+			dest->conn,
+			psprintf(
+				"UPDATE %s.resync_table t SET carried = true WHERE %s AND t.ordinal = %d AND NOT carried",
+				dest->meta_quoted, resync_pg_run_condition(dest, "t"), table->ordinal));
 		possible = old_deleted && strcmp(PQcmdTuples(res), "1") == 0;
 	}
 	if (possible)
@@ -228,11 +234,11 @@ resync_pg_transfer(Destination *head, const ResyncTable *table)
 static bool
 try_swap(PgDestination *dest, const char *sql)
 {
-	PGresult   *res = resync_pq_exec_any(dest->conn, sql);
+	PGresult *res = resync_pq_exec_any(dest->conn, sql);
 
 	if (PQresultStatus(res) == PGRES_FATAL_ERROR)
 	{
-		int			sqlstate = resync_pq_sqlstate(res);
+		int sqlstate = resync_pq_sqlstate(res);
 
 		if (sqlstate != ERRCODE_LOCK_NOT_AVAILABLE && sqlstate != ERRCODE_T_R_DEADLOCK_DETECTED)
 			resync_pq_raise(dest->conn, res, sql);
@@ -247,19 +253,22 @@ try_swap(PgDestination *dest, const char *sql)
 static bool
 swap_begin(PgDestination *dest, XLogRecPtr lsn, int64 retire_run, PgFenceInfo *info)
 {
-	if (!try_swap(dest, psprintf(
-		"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = %d;"
-		"SELECT 1 FROM %s.resync_run WHERE token = %s AND run IN (" INT64_FORMAT ", " INT64_FORMAT
-		") ORDER BY run FOR UPDATE", resync_swap_lock_timeout, dest->meta_quoted,
-		resync_pg_literal(dest->head.id->token), dest->head.id->run, retire_run)))
+	if (!try_swap(
+			dest,
+			psprintf("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = %d;"
+					 "SELECT 1 FROM %s.resync_run WHERE token = %s AND run IN (" INT64_FORMAT
+					 ", " INT64_FORMAT ") ORDER BY run FOR UPDATE",
+					 resync_swap_lock_timeout, dest->meta_quoted,
+					 resync_pg_literal(dest->head.id->token), dest->head.id->run, retire_run)))
 		return false;
 	/* a second BEGIN would only warn; the rows are ours now */
 	resync_pg_check_fence(dest, info);
 	if (info->applied != lsn)
-		ereport(ERROR,
-				(errcode(RESYNC_ERRCODE_FENCED),
-				 errmsg("applied LSN of mirror \"%s\" at the destination is %X/%X, expected was %X/%X",
-						dest->head.id->mirror, LSN_FORMAT_ARGS(info->applied), LSN_FORMAT_ARGS(lsn))));
+		ereport(
+			ERROR,
+			(errcode(RESYNC_ERRCODE_FENCED),
+			 errmsg("applied LSN of mirror \"%s\" at the destination is %X/%X, expected was %X/%X",
+					dest->head.id->mirror, LSN_FORMAT_ARGS(info->applied), LSN_FORMAT_ARGS(lsn))));
 	return true;
 }
 
@@ -272,7 +281,8 @@ table_values(ResyncTable **tables, int ntables)
 	initStringInfo(&buf);
 	for (int i = 0; i < ntables; i++)
 		appendStringInfo(&buf, "%s(%d, %s, %s, %s)", i > 0 ? ", " : "", tables[i]->ordinal,
-						 resync_pg_literal(tables[i]->dest_schema), resync_pg_literal(tables[i]->dest_name),
+						 resync_pg_literal(tables[i]->dest_schema),
+						 resync_pg_literal(tables[i]->dest_name),
 						 resync_pg_literal(tables[i]->build_name));
 	return buf.data;
 }
@@ -284,13 +294,14 @@ table_values(ResyncTable **tables, int ntables)
 static PGresult *
 read_live(PgDestination *dest, const char *values)
 {
-	return resync_pq_exec(dest->conn, psprintf(
-		"SELECT v.o, c.oid, %s OR EXISTS (SELECT FROM %s.resync_table t WHERE t.token = %s"
-		" AND t.swapped AND t.build_oid = c.oid), n.nspname, c.relname"
-		" FROM (VALUES %s) AS v (o, s, l, b) JOIN pg_namespace n ON n.nspname = v.s"
-		" JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = v.l ORDER BY v.o",
-		dest->head.id->options->replace_existing ? "true" : "false", dest->meta_quoted,
-		resync_pg_literal(dest->head.id->token), values));
+	return resync_pq_exec(
+		dest->conn,
+		psprintf("SELECT v.o, c.oid, %s OR EXISTS (SELECT FROM %s.resync_table t WHERE t.token = %s"
+				 " AND t.swapped AND t.build_oid = c.oid), n.nspname, c.relname"
+				 " FROM (VALUES %s) AS v (o, s, l, b) JOIN pg_namespace n ON n.nspname = v.s"
+				 " JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = v.l ORDER BY v.o",
+				 dest->head.id->options->replace_existing ? "true" : "false", dest->meta_quoted,
+				 resync_pg_literal(dest->head.id->token), values));
 }
 
 static void
@@ -324,14 +335,17 @@ oid_list(PGresult *res, int col)
 static PGresult *
 read_views(PgDestination *dest, const char *live_oids)
 {
-	return resync_pq_exec(dest->conn, psprintf(
-		"SELECT format('CREATE OR REPLACE VIEW %%I.%%I%%s AS %%s', n.nspname, v.relname,"
-		" (SELECT ' WITH (' || string_agg(quote_ident(option_name) || ' = ' || quote_literal(option_value), ', ') || ')'"
-		" FROM pg_options_to_table(v.reloptions)), pg_get_viewdef(v.oid))"
-		" FROM pg_class v JOIN pg_namespace n ON n.oid = v.relnamespace WHERE v.relkind = 'v' AND v.oid IN"
-		" (SELECT w.ev_class FROM pg_depend d JOIN pg_rewrite w ON w.oid = d.objid"
-		" WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass"
-		" AND d.refobjid IN (%s)) ORDER BY v.oid", live_oids));
+	return resync_pq_exec(
+		dest->conn,
+		psprintf(
+			"SELECT format('CREATE OR REPLACE VIEW %%I.%%I%%s AS %%s', n.nspname, v.relname,"
+			" (SELECT ' WITH (' || string_agg(quote_ident(option_name) || ' = ' || quote_literal(option_value), ', ') || ')'"
+			" FROM pg_options_to_table(v.reloptions)), pg_get_viewdef(v.oid))"
+			" FROM pg_class v JOIN pg_namespace n ON n.oid = v.relnamespace WHERE v.relkind = 'v' AND v.oid IN"
+			" (SELECT w.ev_class FROM pg_depend d JOIN pg_rewrite w ON w.oid = d.objid"
+			" WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass"
+			" AND d.refobjid IN (%s)) ORDER BY v.oid",
+			live_oids));
 }
 
 static bool
@@ -349,13 +363,16 @@ run_views(PgDestination *dest, PGresult *views)
 static bool
 lock_tables(PgDestination *dest, const char *values, const char *live_oids)
 {
-	PGresult   *res;
+	PGresult *res;
 
-	res = resync_pq_exec(dest->conn, psprintf(
-		"SELECT 'LOCK TABLE ' || string_agg(format('ONLY %%I.%%I', n.nspname, c.relname), ', ' ORDER BY c.oid)"
-		" || ' IN ACCESS EXCLUSIVE MODE' FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-		" WHERE c.relkind = 'r' AND (c.oid IN (%s) OR (n.nspname, c.relname) IN"
-		" (SELECT v.s, v.b FROM (VALUES %s) AS v (o, s, l, b)))", live_oids, values));
+	res = resync_pq_exec(
+		dest->conn,
+		psprintf(
+			"SELECT 'LOCK TABLE ' || string_agg(format('ONLY %%I.%%I', n.nspname, c.relname), ', ' ORDER BY c.oid)"
+			" || ' IN ACCESS EXCLUSIVE MODE' FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+			" WHERE c.relkind = 'r' AND (c.oid IN (%s) OR (n.nspname, c.relname) IN"
+			" (SELECT v.s, v.b FROM (VALUES %s) AS v (o, s, l, b)))",
+			live_oids, values));
 	if (PQgetisnull(res, 0, 0))
 		return true;
 	return try_swap(dest, PQgetvalue(res, 0, 0));
@@ -376,19 +393,22 @@ append_index_renames(PgDestination *dest, const ResyncTable *table, const char *
 	char	   *usual = makeObjectName(table->dest_name, NULL, "pkey");
 	PGresult   *res;
 
-	res = resync_pq_exec(dest->conn, psprintf(
-		"WITH w AS (SELECT c.relname AS now, CASE WHEN i.indisprimary THEN coalesce((SELECT oc.relname FROM pg_index oi"
-		" JOIN pg_class oc ON oc.oid = oi.indexrelid WHERE oi.indrelid = %s AND oi.indisprimary), %s)"
-		" ELSE (SELECT oc.relname FROM pg_class oc WHERE oc.relname <> c.relname AND %s || oc.oid = c.relname) END AS wanted,"
-		" c.relnamespace FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid WHERE i.indrelid = %s::regclass)"
-		" SELECT now, wanted FROM w WHERE wanted IS NOT NULL AND wanted <> now AND NOT EXISTS (SELECT FROM pg_class x"
-		" LEFT JOIN pg_index xi ON xi.indexrelid = x.oid"
-		" WHERE x.relnamespace = w.relnamespace AND x.relname = w.wanted AND xi.indrelid IS DISTINCT FROM %s)",
-		live_oid, resync_pg_literal(usual), resync_pg_literal(resync_pg_index_prefix(dest, table)),
-		build, live_oid));
+	res = resync_pq_exec(
+		dest->conn,
+		psprintf(
+			"WITH w AS (SELECT c.relname AS now, CASE WHEN i.indisprimary THEN coalesce((SELECT oc.relname FROM pg_index oi"
+			" JOIN pg_class oc ON oc.oid = oi.indexrelid WHERE oi.indrelid = %s AND oi.indisprimary), %s)"
+			" ELSE (SELECT oc.relname FROM pg_class oc WHERE oc.relname <> c.relname AND %s || oc.oid = c.relname) END AS wanted,"
+			" c.relnamespace FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid WHERE i.indrelid = %s::regclass)"
+			" SELECT now, wanted FROM w WHERE wanted IS NOT NULL AND wanted <> now AND NOT EXISTS (SELECT FROM pg_class x"
+			" LEFT JOIN pg_index xi ON xi.indexrelid = x.oid"
+			" WHERE x.relnamespace = w.relnamespace AND x.relname = w.wanted AND xi.indrelid IS DISTINCT FROM %s)",
+			live_oid, resync_pg_literal(usual),
+			resync_pg_literal(resync_pg_index_prefix(dest, table)), build, live_oid));
 	for (int i = 0; i < PQntuples(res); i++)
 		appendStringInfo(sql, "ALTER INDEX %s.%s RENAME TO %s;", schema,
-						 resync_pq_ident(PQgetvalue(res, i, 0)), resync_pq_ident(PQgetvalue(res, i, 1)));
+						 resync_pq_ident(PQgetvalue(res, i, 0)),
+						 resync_pq_ident(PQgetvalue(res, i, 1)));
 	resync_pq_clear(res);
 }
 
@@ -397,10 +417,9 @@ static bool
 exchange(PgDestination *dest, ResyncTable **tables, int ntables, PGresult *live, PGresult *views,
 		 int64 retire_run)
 {
-	const char *token = resync_pg_literal(dest->head.id->token);
-	const char *m = dest->meta_quoted;
-	StringInfoData renames,
-				rest;
+	const char	  *token = resync_pg_literal(dest->head.id->token);
+	const char	  *m = dest->meta_quoted;
+	StringInfoData renames, rest;
 
 	initStringInfo(&renames);
 	initStringInfo(&rest);
@@ -408,7 +427,8 @@ exchange(PgDestination *dest, ResyncTable **tables, int ntables, PGresult *live,
 	{
 		const char *schema = resync_pq_ident(tables[i]->dest_schema);
 		const char *name = resync_pq_ident(tables[i]->dest_name);
-		char	   *aside = psprintf("resync_old_" INT64_FORMAT "_%d", dest->head.id->run, tables[i]->ordinal);
+		char	   *aside = psprintf("resync_old_" INT64_FORMAT "_%d", dest->head.id->run,
+									 tables[i]->ordinal);
 		const char *live_oid = "0";
 
 		for (int row = 0; row < PQntuples(live); row++)
@@ -421,15 +441,21 @@ exchange(PgDestination *dest, ResyncTable **tables, int ntables, PGresult *live,
 			appendStringInfo(&renames, "ALTER TABLE %s.%s RENAME TO %s;", schema, name, aside);
 			appendStringInfo(&rest, "DROP TABLE %s.%s;", schema, aside);
 		}
-		appendStringInfo(&renames, "ALTER TABLE %s RENAME TO %s;", resync_pg_build(tables[i]), name);
+		appendStringInfo(&renames, "ALTER TABLE %s RENAME TO %s;", resync_pg_build(tables[i]),
+						 name);
 		append_index_renames(dest, tables[i], live_oid, &rest);
 	}
-	appendStringInfo(&rest, "UPDATE %s.resync_table t SET swapped = true WHERE %s;"
-					 "DELETE FROM %s.resync_table WHERE token = %s AND swapped AND build_oid IN (%s) AND run <> "
-					 INT64_FORMAT ";", m, resync_pg_run_condition(dest, "t"), m, token,
-					 oid_list(live, 1), dest->head.id->run);
-	appendStringInfo(&rest, "UPDATE %s.resync_run SET state = 'retired' WHERE token = %s AND run = "
-					 INT64_FORMAT " AND run <> " INT64_FORMAT ";", m, token, retire_run, dest->head.id->run);
+	appendStringInfo(
+		&rest,
+		"UPDATE %s.resync_table t SET swapped = true WHERE %s;"
+		"DELETE FROM %s.resync_table WHERE token = %s AND swapped AND build_oid IN (%s) AND run <> " INT64_FORMAT
+		";",
+		m, resync_pg_run_condition(dest, "t"), m, token, oid_list(live, 1), dest->head.id->run);
+	appendStringInfo(
+		&rest,
+		"UPDATE %s.resync_run SET state = 'retired' WHERE token = %s AND run = " INT64_FORMAT
+		" AND run <> " INT64_FORMAT ";",
+		m, token, retire_run, dest->head.id->run);
 	return try_swap(dest, renames.data) && run_views(dest, views) && try_swap(dest, rest.data);
 }
 
@@ -438,22 +464,22 @@ resync_pg_swap(Destination *head, ResyncTable **tables, int ntables, XLogRecPtr 
 			   int64 retire_run)
 {
 	PgDestination *dest = (PgDestination *) head;
-	MemoryContext old = resync_pg_enter(dest);
-	char	   *values = table_values(tables, ntables);
-	PgFenceInfo info;
-	bool		done = ntables == 0;
-	PGresult   *live;
-	PGresult   *views;
+	MemoryContext  old = resync_pg_enter(dest);
+	char		  *values = table_values(tables, ntables);
+	PgFenceInfo	   info;
+	bool		   done = ntables == 0;
+	PGresult	  *live;
+	PGresult	  *views;
 
 	if (!swap_begin(dest, lsn, retire_run, &info))
 		goto timeout;
 	for (int i = 0; i < ntables; i++)
 	{
-		char		entry[32];
+		char entry[32];
 
 		snprintf(entry, sizeof(entry), " %ds ", tables[i]->ordinal);
 		if (strstr(info.owned, entry) != NULL)
-			done = true;		/* one transaction: all of them are */
+			done = true; /* one transaction: all of them are */
 		else
 			resync_pg_require_owned(&info, tables[i], false);
 	}
@@ -488,13 +514,14 @@ bool
 resync_pg_is_swapped(Destination *head, const ResyncTable *table)
 {
 	PgDestination *dest = (PgDestination *) head;
-	MemoryContext old = resync_pg_enter(dest);
-	PGresult   *res;
-	bool		result;
+	MemoryContext  old = resync_pg_enter(dest);
+	PGresult	  *res;
+	bool		   result;
 
-	res = resync_pq_exec(dest->conn, psprintf("SELECT swapped FROM %s.resync_table t WHERE %s AND t.ordinal = %d",
-											  dest->meta_quoted, resync_pg_run_condition(dest, "t"),
-											  table->ordinal));
+	res = resync_pq_exec(
+		dest->conn,
+		psprintf("SELECT swapped FROM %s.resync_table t WHERE %s AND t.ordinal = %d",
+				 dest->meta_quoted, resync_pg_run_condition(dest, "t"), table->ordinal));
 	result = PQntuples(res) > 0 && PQgetvalue(res, 0, 0)[0] == 't';
 	MemoryContextSwitchTo(old);
 	return result;

@@ -34,16 +34,16 @@
 typedef struct BatchEntry
 {
 	struct BatchEntry *next;
-	char		op;
-	bool		deleted;
-	XLogRecPtr	lsn;
-	char	   *key;			/* tables with a key: nkeys fields */
-	uint32		key_len;
-	char	   *data;			/* ncols fields; NULL for BATCH_DELETE */
-	uint32		len;
-	uint8	   *unchanged;
-	char	   *base;
-	uint32		base_len;
+	char			   op;
+	bool			   deleted;
+	XLogRecPtr		   lsn;
+	char			  *key; /* tables with a key: nkeys fields */
+	uint32			   key_len;
+	char			  *data; /* ncols fields; NULL for BATCH_DELETE */
+	uint32			   len;
+	uint8			  *unchanged;
+	char			  *base;
+	uint32			   base_len;
 } BatchEntry;
 
 typedef struct KeyRef
@@ -54,7 +54,7 @@ typedef struct KeyRef
 
 typedef struct KeySlot
 {
-	KeyRef		key;			/* points into the entry */
+	KeyRef		key; /* points into the entry */
 	uint32		hash;
 	char		status;
 	BatchEntry *entry;
@@ -76,42 +76,42 @@ typedef struct KeySlot
 /* The changes of one table in a part. */
 typedef struct PartTable
 {
-	BatchTable	pub;
+	BatchTable pub;
 	/* only while the part is in memory: */
-	keyhash_hash *hash;			/* NULL: table without key */
-	BatchEntry *head;
-	BatchEntry *tail;
+	keyhash_hash *hash; /* NULL: table without key */
+	BatchEntry	 *head;
+	BatchEntry	 *tail;
 	/* only when it is in the file: */
-	int			fileno;
-	off_t		offset;
+	int	  fileno;
+	off_t offset;
 } PartTable;
 
 typedef struct Part
 {
-	List	   *ddl;			/* of BatchAddColumn * */
-	List	   *tables;			/* of PartTable * */
-	bool		spilled;
+	List *ddl;	  /* of BatchAddColumn * */
+	List *tables; /* of PartTable * */
+	bool  spilled;
 } Part;
 
 /* The temporary file.  Lives in its own context, whose end closes it. */
 typedef struct SpillFile
 {
-	BufFile    *file;
-	bool		writing;		/* true after an error while writing */
+	BufFile				 *file;
+	bool				  writing; /* true after an error while writing */
 	MemoryContextCallback callback;
 } SpillFile;
 
 /* What precedes a row in the file; then key, data, unchanged, base. */
 typedef struct SpilledRow
 {
-	XLogRecPtr	lsn;
-	uint32		key_len;
-	uint32		len;
-	uint32		base_len;
-	char		op;
-	bool		deleted;
-	bool		has_unchanged;
-	bool		has_base;
+	XLogRecPtr lsn;
+	uint32	   key_len;
+	uint32	   len;
+	uint32	   base_len;
+	char	   op;
+	bool	   deleted;
+	bool	   has_unchanged;
+	bool	   has_base;
 } SpilledRow;
 
 struct ResyncBatch
@@ -120,26 +120,26 @@ struct ResyncBatch
 	MemoryContext data_context; /* parts; reset whole */
 	MemoryContext part_context; /* entries of the part in memory */
 	MemoryContext file_context; /* NULL: no file */
-	SpillFile  *spill;
-	Size		memory_limit;
-	bool		soft_delete;
+	SpillFile	 *spill;
+	Size		  memory_limit;
+	bool		  soft_delete;
 
 	int64		rows;
 	XLogRecPtr	first_lsn;
 	XLogRecPtr	end_lsn;
 	TimestampTz oldest_commit;
 
-	List	   *parts;			/* of Part *; the last one is in memory */
-	Part	   *current;		/* that one, NULL: none yet */
+	List *parts;   /* of Part *; the last one is in memory */
+	Part *current; /* that one, NULL: none yet */
 
 	/* reading */
-	int			next_part;		/* index into parts */
+	int			next_part; /* index into parts */
 	Part	   *read_part;
 	int			next_table;
 	PartTable  *read_table;
 	int64		rows_left;
 	BatchEntry *read_entry;
-	char	   *buffer;			/* one row; in data_context */
+	char	   *buffer; /* one row; in data_context */
 	Size		buffer_size;
 };
 
@@ -155,7 +155,7 @@ is_unchanged(const uint8 *bitmap, int col)
 static inline uint32
 field_size(const char *p)
 {
-	uint32		n;
+	uint32 n;
 
 	memcpy(&n, p, 4);
 	n = pg_ntoh32(n);
@@ -169,7 +169,7 @@ field_size(const char *p)
 static char *
 part_copy(ResyncBatch *batch, const char *data, Size len)
 {
-	char	   *copy = MemoryContextAllocHuge(batch->part_context, Max(len, 1));
+	char *copy = MemoryContextAllocHuge(batch->part_context, Max(len, 1));
 
 	memcpy(copy, data, len);
 	return copy;
@@ -185,7 +185,7 @@ resync_batch_create(Size memory_limit, bool soft_delete)
 {
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "resync batch",
 												  ALLOCSET_SMALL_SIZES);
-	ResyncBatch *batch = MemoryContextAllocZero(context, sizeof(ResyncBatch));
+	ResyncBatch	 *batch = MemoryContextAllocZero(context, sizeof(ResyncBatch));
 
 	batch->context = context;
 	batch->data_context = AllocSetContextCreate(context, "resync batch data",
@@ -201,7 +201,7 @@ void
 resync_batch_reset(ResyncBatch *batch)
 {
 	if (batch->file_context != NULL)
-		MemoryContextDelete(batch->file_context);	/* closes the file */
+		MemoryContextDelete(batch->file_context); /* closes the file */
 	batch->file_context = NULL;
 	batch->spill = NULL;
 	MemoryContextReset(batch->part_context);
@@ -237,7 +237,7 @@ resync_batch_reset(ResyncBatch *batch)
 static void
 close_spill_file(void *arg)
 {
-	SpillFile  *spill = arg;
+	SpillFile *spill = arg;
 
 	if (!spill->writing)
 		BufFileClose(spill->file);
@@ -250,7 +250,7 @@ open_spill_file(ResyncBatch *batch)
 												  ALLOCSET_SMALL_SIZES);
 	MemoryContext oldcontext = MemoryContextSwitchTo(context);
 	ResourceOwner oldowner = CurrentResourceOwner;
-	SpillFile  *spill = palloc0(sizeof(SpillFile));
+	SpillFile	 *spill = palloc0(sizeof(SpillFile));
 
 	/* the file outlives the transaction: do not let it remember its owner */
 	CurrentResourceOwner = NULL;
@@ -276,7 +276,7 @@ open_spill_file(ResyncBatch *batch)
 static void
 write_entry(BufFile *file, const BatchEntry *entry, int ncols)
 {
-	SpilledRow	row;
+	SpilledRow row;
 
 	memset(&row, 0, sizeof(row));
 	row.lsn = entry->lsn;
@@ -307,9 +307,9 @@ write_entry(BufFile *file, const BatchEntry *entry, int ncols)
 static void
 spill_part(ResyncBatch *batch)
 {
-	Part	   *part = batch->current;
-	ListCell   *lc;
-	char		nothing;
+	Part	 *part = batch->current;
+	ListCell *lc;
+	char	  nothing;
 
 	if (part == NULL)
 		return;
@@ -319,8 +319,8 @@ spill_part(ResyncBatch *batch)
 
 	foreach(lc, part->tables)
 	{
-		PartTable  *pt = lfirst(lc);
-		BufFile    *file = batch->spill->file;
+		PartTable *pt = lfirst(lc);
+		BufFile	  *file = batch->spill->file;
 
 		batch->spill->writing = true;
 		BufFileTell(file, &pt->fileno, &pt->offset);
@@ -375,10 +375,10 @@ get_part(ResyncBatch *batch)
 static PartTable *
 get_table(ResyncBatch *batch, const ResyncTable *table)
 {
-	Part	   *part = get_part(batch);
-	PartTable  *pt;
+	Part		 *part = get_part(batch);
+	PartTable	 *pt;
 	MemoryContext oldcontext;
-	ListCell   *lc;
+	ListCell	 *lc;
 
 	/* changes come in runs of one table, mostly: that one is first */
 	foreach(lc, part->tables)
@@ -428,8 +428,8 @@ add_entry(ResyncBatch *batch, PartTable *pt)
 static BatchEntry *
 find_entry(PartTable *pt, const char *key, uint32 key_len)
 {
-	KeyRef		ref = {key, key_len};
-	KeySlot    *slot = keyhash_lookup(pt->hash, ref);
+	KeyRef	 ref = {key, key_len};
+	KeySlot *slot = keyhash_lookup(pt->hash, ref);
 
 	return slot == NULL ? NULL : slot->entry;
 }
@@ -489,8 +489,8 @@ free_entry(BatchEntry *entry)
 static uint32 *
 field_offsets(const ResyncTable *table, const char *data, uint32 len)
 {
-	uint32	   *offsets = palloc((table->ncols + 1) * sizeof(uint32));
-	uint32		pos = 0;
+	uint32 *offsets = palloc((table->ncols + 1) * sizeof(uint32));
+	uint32	pos = 0;
 
 	for (int i = 0; i < table->ncols; i++)
 	{
@@ -511,10 +511,10 @@ field_offsets(const ResyncTable *table, const char *data, uint32 len)
 static char *
 extract_key(const ResyncTable *table, const char *data, const uint32 *offsets, uint32 *key_len)
 {
-	int		   *columns = palloc(table->nkeys * sizeof(int));
-	char	   *key;
-	uint32		pos = 0;
-	Size		total = 0;
+	int	  *columns = palloc(table->nkeys * sizeof(int));
+	char  *key;
+	uint32 pos = 0;
+	Size   total = 0;
 
 	for (int i = 0; i < table->ncols; i++)
 	{
@@ -528,8 +528,8 @@ extract_key(const ResyncTable *table, const char *data, const uint32 *offsets, u
 	key = palloc(total);
 	for (int k = 0; k < table->nkeys; k++)
 	{
-		int			col = columns[k];
-		uint32		n = offsets[col + 1] - offsets[col];
+		int	   col = columns[k];
+		uint32 n = offsets[col + 1] - offsets[col];
 
 		memcpy(key + pos, data + offsets[col], n);
 		pos += n;
@@ -547,11 +547,11 @@ extract_key(const ResyncTable *table, const char *data, const uint32 *offsets, u
 /* A row on its way into an entry; allocated in the part. */
 typedef struct NewRow
 {
-	char	   *data;
-	uint32		len;
-	uint8	   *unchanged;
-	char	   *base;
-	uint32		base_len;
+	char  *data;
+	uint32 len;
+	uint8 *unchanged;
+	char  *base;
+	uint32 base_len;
 } NewRow;
 
 /*
@@ -565,13 +565,12 @@ merge_columns(ResyncBatch *batch, PartTable *pt, NewRow *row, const uint32 *offs
 			  const BatchEntry *entry, const KeyRef *new_key)
 {
 	const ResyncTable *table = pt->pub.table;
-	uint32	   *entry_offsets = field_offsets(table, entry->data, entry->len);
-	uint8	   *unchanged = MemoryContextAllocZero(batch->part_context,
-												   BITMAP_BYTES(table->ncols));
-	bool		any = false;
-	Size		total = 0;
-	uint32		pos = 0;
-	char	   *data;
+	uint32			  *entry_offsets = field_offsets(table, entry->data, entry->len);
+	uint8 *unchanged = MemoryContextAllocZero(batch->part_context, BITMAP_BYTES(table->ncols));
+	bool   any = false;
+	Size   total = 0;
+	uint32 pos = 0;
+	char  *data;
 
 	for (int i = 0; i < table->ncols; i++)
 	{
@@ -580,17 +579,16 @@ merge_columns(ResyncBatch *batch, PartTable *pt, NewRow *row, const uint32 *offs
 		total += from[i + 1] - from[i];
 	}
 	if (total > PG_INT32_MAX)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("row of table \"%s.%s\" is too large", table->schema, table->name)));
+		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+						errmsg("row of table \"%s.%s\" is too large", table->schema, table->name)));
 	data = MemoryContextAllocHuge(batch->part_context, Max(total, 1));
 
 	for (int i = 0; i < table->ncols; i++)
 	{
-		bool		old = is_unchanged(row->unchanged, i);
-		const char *src = old ? entry->data : row->data;
+		bool		  old = is_unchanged(row->unchanged, i);
+		const char	 *src = old ? entry->data : row->data;
 		const uint32 *from = old ? entry_offsets : offsets;
-		uint32		n = from[i + 1] - from[i];
+		uint32		  n = from[i + 1] - from[i];
 
 		memcpy(data + pos, src + from[i], n);
 		pos += n;
@@ -652,7 +650,7 @@ resolve_unchanged(ResyncBatch *batch, PartTable *pt, NewRow *row, const uint32 *
 				  const KeyRef *source_key, const KeyRef *new_key)
 {
 	const ResyncTable *table = pt->pub.table;
-	BatchEntry *source = find_entry(pt, source_key->data, source_key->len);
+	BatchEntry		  *source = find_entry(pt, source_key->data, source_key->len);
 
 	if (source != NULL)
 	{
@@ -688,8 +686,7 @@ any_bit(const uint8 *bitmap, int ncols)
 
 void
 resync_batch_upsert(ResyncBatch *batch, const ResyncTable *table, const char *data, uint32 len,
-					const uint8 *unchanged, const char *old_key, uint32 old_key_len,
-					XLogRecPtr lsn)
+					const uint8 *unchanged, const char *old_key, uint32 old_key_len, XLogRecPtr lsn)
 {
 	PartTable  *pt = get_table(batch, table);
 	uint32	   *offsets = field_offsets(table, data, len);
@@ -703,8 +700,7 @@ resync_batch_upsert(ResyncBatch *batch, const ResyncTable *table, const char *da
 
 	key_data = extract_key(table, data, offsets, &key.len);
 	key.data = key_data;
-	if (old_key == NULL ||
-		(old_key_len == key.len && memcmp(old_key, key.data, key.len) == 0))
+	if (old_key == NULL || (old_key_len == key.len && memcmp(old_key, key.data, key.len) == 0))
 		old = key;
 
 	row.data = part_copy(batch, data, len);
@@ -740,10 +736,10 @@ resync_batch_upsert(ResyncBatch *batch, const ResyncTable *table, const char *da
 }
 
 void
-resync_batch_delete(ResyncBatch *batch, const ResyncTable *table, const char *key,
-					uint32 key_len, XLogRecPtr lsn)
+resync_batch_delete(ResyncBatch *batch, const ResyncTable *table, const char *key, uint32 key_len,
+					XLogRecPtr lsn)
 {
-	PartTable  *pt = get_table(batch, table);
+	PartTable *pt = get_table(batch, table);
 
 	Assert(table->nkeys > 0);
 	delete_entry(batch, get_entry(batch, pt, key, key_len), lsn);
@@ -831,7 +827,7 @@ drop_entries(ResyncBatch *batch, PartTable *pt, bool keep_rows)
 void
 resync_batch_truncate(ResyncBatch *batch, const ResyncTable *table, XLogRecPtr lsn)
 {
-	PartTable  *pt = get_table(batch, table);
+	PartTable *pt = get_table(batch, table);
 
 	/*
 	 * A remove must go even when rows are kept: it meant a row of before the
@@ -856,9 +852,9 @@ resync_batch_truncate(ResyncBatch *batch, const ResyncTable *table, XLogRecPtr l
 void
 resync_batch_add_column(ResyncBatch *batch, const ResyncTable *table, const char *default_text)
 {
-	MemoryContext oldcontext;
+	MemoryContext	oldcontext;
 	BatchAddColumn *add;
-	Part	   *part;
+	Part		   *part;
 
 	if (batch->current != NULL && batch->current->tables != NIL)
 		spill_part(batch);
@@ -934,8 +930,8 @@ resync_batch_next_part(ResyncBatch *batch, List **ddl)
 const BatchTable *
 resync_batch_next_table(ResyncBatch *batch)
 {
-	Part	   *part = batch->read_part;
-	PartTable  *pt;
+	Part	  *part = batch->read_part;
+	PartTable *pt;
 
 	Assert(part != NULL);
 	batch->read_table = NULL;
@@ -946,11 +942,9 @@ resync_batch_next_table(ResyncBatch *batch)
 	batch->read_table = pt;
 	batch->rows_left = pt->pub.nrows;
 	batch->read_entry = pt->head;
-	if (part->spilled &&
-		BufFileSeek(batch->spill->file, pt->fileno, pt->offset, SEEK_SET) != 0)
-		ereport(ERROR,
-				(errcode_for_file_access(),
-				 errmsg("could not seek in temporary file of a batch: %m")));
+	if (part->spilled && BufFileSeek(batch->spill->file, pt->fileno, pt->offset, SEEK_SET) != 0)
+		ereport(ERROR, (errcode_for_file_access(),
+						errmsg("could not seek in temporary file of a batch: %m")));
 	return &pt->pub;
 }
 
@@ -973,9 +967,8 @@ static void
 read_exactly(ResyncBatch *batch, void *ptr, Size size)
 {
 	if (size > 0 && BufFileRead(batch->spill->file, ptr, size) != size)
-		ereport(ERROR,
-				(errcode_for_file_access(),
-				 errmsg("could not read from temporary file of a batch")));
+		ereport(ERROR, (errcode_for_file_access(),
+						errmsg("could not read from temporary file of a batch")));
 }
 
 /* Size of the row that delete_row() makes of a key. */
@@ -993,8 +986,8 @@ static uint32
 delete_row(const ResyncTable *table, const char *key, char *out)
 {
 	const char **fields = palloc(table->nkeys * sizeof(char *));
-	const uint32 null_word = (uint32) -1;	/* the same in any byte order */
-	uint32		pos = 0;
+	const uint32 null_word = (uint32) -1; /* the same in any byte order */
+	uint32		 pos = 0;
 
 	for (int k = 0; k < table->nkeys; k++)
 	{
@@ -1018,7 +1011,7 @@ static void
 read_from_memory(ResyncBatch *batch, BatchRow *row)
 {
 	const ResyncTable *table = batch->read_table->pub.table;
-	const BatchEntry *entry = batch->read_entry;
+	const BatchEntry  *entry = batch->read_entry;
 
 	batch->read_entry = entry->next;
 	row->op = entry->op;
@@ -1041,10 +1034,10 @@ static void
 read_from_file(ResyncBatch *batch, BatchRow *row)
 {
 	const ResyncTable *table = batch->read_table->pub.table;
-	SpilledRow	head;
-	Size		bitmap;
-	Size		stored;
-	char	   *p;
+	SpilledRow		   head;
+	Size			   bitmap;
+	Size			   stored;
+	char			  *p;
 
 	read_exactly(batch, &head, sizeof(head));
 	bitmap = head.has_unchanged ? BITMAP_BYTES(table->ncols) : 0;

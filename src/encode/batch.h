@@ -30,50 +30,51 @@
 typedef struct ResyncBatch ResyncBatch;
 
 /* what happened to a row */
-#define BATCH_UPSERT 'U'		/* the row with this key has these values */
-#define BATCH_DELETE 'D'		/* the row with this key is gone; fields
+#define BATCH_UPSERT 'U' /* the row with this key has these values */
+#define BATCH_DELETE \
+	'D'					 /* the row with this key is gone; fields
 								 * outside the key are NULL */
-#define BATCH_INSERT 'I'		/* table without key: one more row */
-#define BATCH_REMOVE 'R'		/* table without key: one equal row less */
+#define BATCH_INSERT 'I' /* table without key: one more row */
+#define BATCH_REMOVE 'R' /* table without key: one equal row less */
 
 typedef struct BatchRow
 {
-	char		op;
-	bool		deleted;		/* BATCH_UPSERT: inserted or changed, then
+	char		 op;
+	bool		 deleted; /* BATCH_UPSERT: inserted or changed, then
 								 * deleted; BATCH_INSERT: inserted, then
 								 * truncated: to be kept as a soft-deleted row
 								 * with these values.  Only with soft_delete. */
-	XLogRecPtr	lsn;			/* of the last change merged into the row */
-	const char *data;			/* ncols fields (encode.h), in the order of
+	XLogRecPtr	 lsn;	  /* of the last change merged into the row */
+	const char	*data;	  /* ncols fields (encode.h), in the order of
 								 * the table's columns */
-	uint32		len;
-	const uint8 *unchanged;		/* NULL, or a bitmap over the columns: bit i
+	uint32		 len;
+	const uint8 *unchanged; /* NULL, or a bitmap over the columns: bit i
 								 * set (byte i/8, bit i%8): value not known,
 								 * it is the one the destination has already;
 								 * the field is -1.  Never a key column. */
-	const char *base;			/* NULL: unchanged columns are those of the
+	const char	*base;		/* NULL: unchanged columns are those of the
 								 * row with this row's own key.  Else nkeys
 								 * fields in keypos order: the key of the
 								 * destination's row they come from, as it was
 								 * before this part. */
-	uint32		base_len;
+	uint32		 base_len;
 } BatchRow;
 
 /* A column to be added before the part's rows are applied. */
 typedef struct BatchAddColumn
 {
-	const ResyncTable *table;	/* as it is afterwards: the column is the last */
-	char	   *default_text;	/* value of rows that exist already, as text;
+	const ResyncTable *table;		 /* as it is afterwards: the column is the last */
+	char			  *default_text; /* value of rows that exist already, as text;
 								 * NULL for NULL */
 } BatchAddColumn;
 
 /* The changes of one table in a part. */
 typedef struct BatchTable
 {
-	const ResyncTable *table;	/* its columns at that time */
-	bool		truncate;
-	XLogRecPtr	truncate_lsn;
-	int64		nrows;
+	const ResyncTable *table; /* its columns at that time */
+	bool			   truncate;
+	XLogRecPtr		   truncate_lsn;
+	int64			   nrows;
 } BatchTable;
 
 /*
@@ -93,19 +94,19 @@ extern ResyncBatch *resync_batch_create(Size memory_limit, bool soft_delete);
  * old key is deleted, and unchanged columns come from its row.  Everything is
  * copied.
  */
-extern void resync_batch_upsert(ResyncBatch *batch, const ResyncTable *table,
-								const char *data, uint32 len, const uint8 *unchanged,
-								const char *old_key, uint32 old_key_len, XLogRecPtr lsn);
+extern void resync_batch_upsert(ResyncBatch *batch, const ResyncTable *table, const char *data,
+								uint32 len, const uint8 *unchanged, const char *old_key,
+								uint32 old_key_len, XLogRecPtr lsn);
 
 /* A row of a table with a key was deleted.  key: nkeys fields, keypos order. */
-extern void resync_batch_delete(ResyncBatch *batch, const ResyncTable *table,
-								const char *key, uint32 key_len, XLogRecPtr lsn);
+extern void resync_batch_delete(ResyncBatch *batch, const ResyncTable *table, const char *key,
+								uint32 key_len, XLogRecPtr lsn);
 
 /* Tables without key: data/len are ncols fields; nothing is compacted. */
-extern void resync_batch_insert(ResyncBatch *batch, const ResyncTable *table,
-								const char *data, uint32 len, XLogRecPtr lsn);
-extern void resync_batch_remove(ResyncBatch *batch, const ResyncTable *table,
-								const char *data, uint32 len, XLogRecPtr lsn);
+extern void resync_batch_insert(ResyncBatch *batch, const ResyncTable *table, const char *data,
+								uint32 len, XLogRecPtr lsn);
+extern void resync_batch_remove(ResyncBatch *batch, const ResyncTable *table, const char *data,
+								uint32 len, XLogRecPtr lsn);
 
 /*
  * TRUNCATE: empties what came before it in the part; with soft_delete the
@@ -116,19 +117,19 @@ extern void resync_batch_remove(ResyncBatch *batch, const ResyncTable *table,
 extern void resync_batch_truncate(ResyncBatch *batch, const ResyncTable *table, XLogRecPtr lsn);
 
 /* Begins a new part, which starts with this. */
-extern void resync_batch_add_column(ResyncBatch *batch, const ResyncTable *table,
-									const char *default_text);
+extern void
+resync_batch_add_column(ResyncBatch *batch, const ResyncTable *table, const char *default_text);
 
 /* A source transaction is complete; end_lsn is the end of its commit record. */
 extern void resync_batch_commit(ResyncBatch *batch, XLogRecPtr end_lsn, TimestampTz commit_time);
 
 /* ---- looking ---- */
-extern int64 resync_batch_rows(const ResyncBatch *batch);	/* changes put in, before
+extern int64	   resync_batch_rows(const ResyncBatch *batch);		 /* changes put in, before
 															 * compaction; a TRUNCATE
 															 * is one */
-extern XLogRecPtr resync_batch_end_lsn(const ResyncBatch *batch);	/* of the last commit;
+extern XLogRecPtr  resync_batch_end_lsn(const ResyncBatch *batch);	 /* of the last commit;
 																	 * Invalid: empty */
-extern XLogRecPtr resync_batch_first_lsn(const ResyncBatch *batch); /* end LSN of the first
+extern XLogRecPtr  resync_batch_first_lsn(const ResyncBatch *batch); /* end LSN of the first
 																	 * commit */
 extern TimestampTz resync_batch_oldest_commit(const ResyncBatch *batch);
 
@@ -146,4 +147,4 @@ extern bool resync_batch_next_row(ResyncBatch *batch, BatchRow *row);
 /* Empty it: memory given back, temporary files removed. */
 extern void resync_batch_reset(ResyncBatch *batch);
 
-#endif							/* RESYNC_BATCH_H */
+#endif /* RESYNC_BATCH_H */

@@ -28,20 +28,20 @@ typedef struct ColumnEncoder ColumnEncoder;
  * resets per row.  External and compressed values are allowed (but not a
  * pointer to an on-disk value during decoding: see RowEncoder).
  */
-typedef void (*EncodeValueFn) (ColumnEncoder *col, Datum value, StringInfo buf);
+typedef void (*EncodeValueFn)(ColumnEncoder *col, Datum value, StringInfo buf);
 
 struct ColumnEncoder
 {
 	EncodeValueFn encode;
-	int			attno;			/* 0-based index into values/isnull of the
+	int			  attno; /* 0-based index into values/isnull of the
 								 * relation that rows come from; -1: the
 								 * relation has no such column (NULL) */
-	Oid			typid;			/* type there */
-	int32		typmod;
-	int16		typlen;			/* its length: -1 = varlena */
-	bool		typbyval;
-	FmgrInfo	finfo;			/* send or output function, when used */
-	void	   *priv;			/* encoder's own data */
+	Oid			  typid; /* type there */
+	int32		  typmod;
+	int16		  typlen; /* its length: -1 = varlena */
+	bool		  typbyval;
+	FmgrInfo	  finfo; /* send or output function, when used */
+	void		 *priv;	 /* encoder's own data */
 };
 
 /*
@@ -50,7 +50,7 @@ struct ColumnEncoder
  */
 typedef struct RowEncoder
 {
-	int			ncols;
+	int			   ncols;
 	ColumnEncoder *cols;
 } RowEncoder;
 
@@ -78,8 +78,8 @@ extern RowEncoder *resync_encode_pg_make(TupleDesc desc, const ResyncColumn *col
 static inline void
 resync_encode_field(RowEncoder *enc, int col, Datum value, bool isnull, StringInfo buf)
 {
-	int			start;
-	uint32		n;
+	int	   start;
+	uint32 n;
 
 	enlargeStringInfo(buf, 4);
 	start = buf->len;
@@ -99,8 +99,8 @@ resync_encode_field(RowEncoder *enc, int col, Datum value, bool isnull, StringIn
  * Append every field of a row.  values and isnull are indexed by the
  * relation's attnum - 1 (slot->tts_values after slot_getallattrs).
  */
-extern void resync_encode_row(RowEncoder *enc, const Datum *values, const bool *isnull,
-							  StringInfo buf);
+extern void
+resync_encode_row(RowEncoder *enc, const Datum *values, const bool *isnull, StringInfo buf);
 
 /*
  * Turn the fields of one row (ncols fields at data) into one line of COPY's
@@ -109,4 +109,4 @@ extern void resync_encode_row(RowEncoder *enc, const Datum *values, const bool *
  */
 extern void resync_encode_copy_text_line(const char *data, int ncols, StringInfo out);
 
-#endif							/* RESYNC_ENCODE_H */
+#endif /* RESYNC_ENCODE_H */

@@ -43,10 +43,10 @@
 /* A connection, in the memory context it is bound to. */
 typedef struct PqState
 {
-	dlist_node	node;			/* in connections */
-	PGconn	   *conn;
-	bool		has_fd;
-	Size		pending;		/* COPY bytes put since libpq's output buffer
+	dlist_node			  node; /* in connections */
+	PGconn				 *conn;
+	bool				  has_fd;
+	Size				  pending; /* COPY bytes put since libpq's output buffer
 								 * was last seen empty */
 	MemoryContextCallback callback;
 } PqState;
@@ -54,31 +54,17 @@ typedef struct PqState
 /* A result, in the memory context it is bound to. */
 typedef struct PqResult
 {
-	dlist_node	node;			/* in results, while res is set */
-	PGresult   *res;
+	dlist_node			  node; /* in results, while res is set */
+	PGresult			 *res;
 	MemoryContextCallback callback;
 } PqResult;
 
-void		(*resync_pq_wait_hook) (void) = NULL;
+void (*resync_pq_wait_hook)(void) = NULL;
 
 static dlist_head connections = DLIST_STATIC_INIT(connections);
 static dlist_head results = DLIST_STATIC_INIT(results);
 
-static char notice[512];		/* last notice not yet logged, or "" */
-
-static uint32
-wait_event(void)
-{
-#if PG_VERSION_NUM >= 170000
-	static uint32 event = 0;
-
-	if (event == 0)
-		event = WaitEventExtensionNew("ResyncDestination");
-	return event;
-#else
-	return PG_WAIT_EXTENSION;
-#endif
-}
+static char notice[512]; /* last notice not yet logged, or "" */
 
 /* libpq's notice processor: keep it, never raise. */
 static void
@@ -92,7 +78,7 @@ log_notice(void)
 {
 	if (notice[0] != '\0')
 	{
-		char		copy[sizeof(notice)];
+		char copy[sizeof(notice)];
 
 		strlcpy(copy, notice, sizeof(copy));
 		notice[0] = '\0';
@@ -103,7 +89,7 @@ log_notice(void)
 static void
 close_state(void *arg)
 {
-	PqState    *state = arg;
+	PqState *state = arg;
 
 	if (state->conn != NULL)
 	{
@@ -121,11 +107,11 @@ close_state(void *arg)
 static PqState *
 find_state(PGconn *conn)
 {
-	dlist_iter	iter;
+	dlist_iter iter;
 
 	dlist_foreach(iter, &connections)
 	{
-		PqState    *state = dlist_container(PqState, node, iter.cur);
+		PqState *state = dlist_container(PqState, node, iter.cur);
 
 		if (state->conn == conn)
 			return state;
@@ -137,8 +123,8 @@ find_state(PGconn *conn)
 static int
 wait_socket(PGconn *conn, int events, TimestampTz deadline)
 {
-	int			rc;
-	long		ms = -1;
+	int	 rc;
+	long ms = -1;
 
 	events |= WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
 	if (deadline != 0)
@@ -148,7 +134,7 @@ wait_socket(PGconn *conn, int events, TimestampTz deadline)
 			return 0;
 		events |= WL_TIMEOUT;
 	}
-	rc = WaitLatchOrSocket(MyLatch, events, PQsocket(conn), ms, wait_event());
+	rc = WaitLatchOrSocket(MyLatch, events, PQsocket(conn), ms, PG_WAIT_EXTENSION);
 	if (rc & WL_LATCH_SET)
 	{
 		ResetLatch(MyLatch);
@@ -215,10 +201,8 @@ needs_resolving(const char *host)
 static void
 raise_connect(const char *detail, int sqlstate)
 {
-	ereport(ERROR,
-			(errcode(sqlstate),
-			 errmsg("could not connect to the destination"),
-			 errdetail_internal("%s", detail)));
+	ereport(ERROR, (errcode(sqlstate), errmsg("could not connect to the destination"),
+					errdetail_internal("%s", detail)));
 }
 
 static void
@@ -238,21 +222,19 @@ append_element(StringInfo buf, bool first, const char *text)
 static void
 resolve_options(const char **keywords, const char **values, TimestampTz deadline)
 {
-	const char *host = option_value(keywords, values, "host");
-	const char *port = option_value(keywords, values, "port");
-	const char *failure = NULL;
-	List	   *hosts;
-	List	   *ports;
-	List	   *asked = NIL;
-	List	  **found;
-	char	  **names;
-	StringInfoData hostbuf,
-				addrbuf,
-				portbuf;
-	int			nasked = 0;
-	bool		first = true;
-	int			end;
-	ListCell   *lc;
+	const char	  *host = option_value(keywords, values, "host");
+	const char	  *port = option_value(keywords, values, "port");
+	const char	  *failure = NULL;
+	List		  *hosts;
+	List		  *ports;
+	List		  *asked = NIL;
+	List		 **found;
+	char		 **names;
+	StringInfoData hostbuf, addrbuf, portbuf;
+	int			   nasked = 0;
+	bool		   first = true;
+	int			   end;
+	ListCell	  *lc;
 
 	if (host == NULL)
 		host = getenv("PGHOST");
@@ -266,7 +248,7 @@ resolve_options(const char **keywords, const char **values, TimestampTz deadline
 			asked = lappend(asked, lfirst(lc));
 	}
 	if (asked == NIL || (list_length(ports) > 1 && list_length(ports) != list_length(hosts)))
-		return;					/* nothing to do, or libpq will complain */
+		return; /* nothing to do, or libpq will complain */
 
 	names = palloc(sizeof(char *) * list_length(asked));
 	foreach(lc, asked)
@@ -281,9 +263,9 @@ resolve_options(const char **keywords, const char **values, TimestampTz deadline
 	initStringInfo(&portbuf);
 	foreach(lc, hosts)
 	{
-		char	   *name = lfirst(lc);
-		List	   *addresses;
-		ListCell   *lc2;
+		char	 *name = lfirst(lc);
+		List	 *addresses;
+		ListCell *lc2;
 
 		if (needs_resolving(name))
 			addresses = found[nasked++];
@@ -294,8 +276,9 @@ resolve_options(const char **keywords, const char **values, TimestampTz deadline
 			append_element(&hostbuf, first, name);
 			append_element(&addrbuf, first, lfirst(lc2));
 			append_element(&portbuf, first,
-						   list_length(ports) > 1 ? list_nth(ports, foreach_current_index(lc)) :
-						   ports != NIL ? linitial(ports) : "");
+						   list_length(ports) > 1 ? list_nth(ports, foreach_current_index(lc))
+						   : ports != NIL		  ? linitial(ports)
+												  : "");
 			first = false;
 		}
 	}
@@ -327,7 +310,7 @@ static char *
 split_connect_message(const char *message, int *sqlstate)
 {
 	StringInfoData buf;
-	const char *p = message;
+	const char	  *p = message;
 
 	initStringInfo(&buf);
 	while (*p != '\0')
@@ -342,8 +325,9 @@ split_connect_message(const char *message, int *sqlstate)
 		}
 		if (buf.len > 0)
 			appendStringInfoChar(&buf, '\n');
-		if (code != NULL && code + 10 < eol && strspn(code + 3, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ") == 5 &&
-			code[8] == ':' && code[9] == ' ')
+		if (code != NULL && code + 10 < eol &&
+			strspn(code + 3, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ") == 5 && code[8] == ':' &&
+			code[9] == ' ')
 		{
 			*sqlstate = MAKE_SQLSTATE(code[3], code[4], code[5], code[6], code[7]);
 			appendBinaryStringInfo(&buf, p, code + 3 - p);
@@ -365,9 +349,10 @@ poll_connection(PqState *state, TimestampTz deadline)
 		return true;
 	while (status != PGRES_POLLING_OK && status != PGRES_POLLING_FAILED)
 	{
-		int			event = status == PGRES_POLLING_READING ? WL_SOCKET_READABLE :
-			PQstatus(state->conn) == CONNECTION_STARTED ? WL_SOCKET_CONNECTED : WL_SOCKET_WRITEABLE;
-		int			rc = wait_socket(state->conn, event, deadline);
+		int event = status == PGRES_POLLING_READING				  ? WL_SOCKET_READABLE
+					: PQstatus(state->conn) == CONNECTION_STARTED ? WL_SOCKET_CONNECTED
+																  : WL_SOCKET_WRITEABLE;
+		int rc = wait_socket(state->conn, event, deadline);
 
 		if (rc == 0 || ((rc & WL_TIMEOUT) && !(rc & event)))
 			return false;
@@ -380,13 +365,13 @@ poll_connection(PqState *state, TimestampTz deadline)
 PGconn *
 resync_pq_connect(MemoryContext context, const char *const *keywords, const char *const *values)
 {
-	PqState    *state;
-	const char *timeout = option_value(keywords, values, "connect_timeout");
-	int			seconds = timeout != NULL ? atoi(timeout) : 0;
-	TimestampTz deadline;
+	PqState		*state;
+	const char	*timeout = option_value(keywords, values, "connect_timeout");
+	int			 seconds = timeout != NULL ? atoi(timeout) : 0;
+	TimestampTz	 deadline;
 	const char **k;
 	const char **v;
-	int			n = 0;
+	int			 n = 0;
 
 	if (seconds <= 0)
 		seconds = DEFAULT_CONNECT_TIMEOUT;
@@ -422,8 +407,8 @@ resync_pq_connect(MemoryContext context, const char *const *keywords, const char
 	}
 	if (PQstatus(state->conn) != CONNECTION_OK)
 	{
-		int			sqlstate = ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION;
-		char	   *message = split_connect_message(PQerrorMessage(state->conn), &sqlstate);
+		int	  sqlstate = ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION;
+		char *message = split_connect_message(PQerrorMessage(state->conn), &sqlstate);
 
 		close_state(state);
 		raise_connect(message, sqlstate);
@@ -444,7 +429,7 @@ resync_pq_connect(MemoryContext context, const char *const *keywords, const char
 static void
 clear_result(void *arg)
 {
-	PqResult   *bound = arg;
+	PqResult *bound = arg;
 
 	if (bound->res != NULL)
 	{
@@ -458,7 +443,7 @@ clear_result(void *arg)
 static PqResult *
 make_bound(void)
 {
-	PqResult   *bound = palloc0(sizeof(PqResult));
+	PqResult *bound = palloc0(sizeof(PqResult));
 
 	bound->callback.func = clear_result;
 	bound->callback.arg = bound;
@@ -476,13 +461,13 @@ bind_result(PqResult *bound, PGresult *res)
 void
 resync_pq_clear(PGresult *res)
 {
-	dlist_iter	iter;
+	dlist_iter iter;
 
 	if (res == NULL)
 		return;
 	dlist_foreach(iter, &results)
 	{
-		PqResult   *bound = dlist_container(PqResult, node, iter.cur);
+		PqResult *bound = dlist_container(PqResult, node, iter.cur);
 
 		if (bound->res == res)
 		{
@@ -514,11 +499,11 @@ copy_field(PGresult *res, int field)
 void
 resync_pq_raise(PGconn *conn, PGresult *res, const char *sql)
 {
-	int			sqlstate = res != NULL ? resync_pq_sqlstate(res) : 0;
-	char	   *message = copy_field(res, PG_DIAG_MESSAGE_PRIMARY);
-	char	   *detail = copy_field(res, PG_DIAG_MESSAGE_DETAIL);
-	char	   *hint = copy_field(res, PG_DIAG_MESSAGE_HINT);
-	char	   *context = copy_field(res, PG_DIAG_CONTEXT);
+	int	  sqlstate = res != NULL ? resync_pq_sqlstate(res) : 0;
+	char *message = copy_field(res, PG_DIAG_MESSAGE_PRIMARY);
+	char *detail = copy_field(res, PG_DIAG_MESSAGE_DETAIL);
+	char *hint = copy_field(res, PG_DIAG_MESSAGE_HINT);
+	char *context = copy_field(res, PG_DIAG_CONTEXT);
 
 	/* libpq's own errors carry no fields; a lost connection is one of them */
 	if (message == NULL && res != NULL && PQresultErrorMessage(res)[0] != '\0')
@@ -526,19 +511,16 @@ resync_pq_raise(PGconn *conn, PGresult *res, const char *sql)
 	if (message == NULL && conn != NULL && PQerrorMessage(conn)[0] != '\0')
 		message = pchomp(PQerrorMessage(conn));
 	if (message == NULL)
-		message = res != NULL ?
-			psprintf("unexpected result \"%s\"", PQresStatus(PQresultStatus(res))) :
-			pstrdup("connection to the destination was lost");
+		message = res != NULL
+					  ? psprintf("unexpected result \"%s\"", PQresStatus(PQresultStatus(res)))
+					  : pstrdup("connection to the destination was lost");
 	if (sqlstate == 0)
 		sqlstate = ERRCODE_CONNECTION_FAILURE;
 	resync_pq_clear(res);
-	ereport(ERROR,
-			(errcode(sqlstate),
-			 errmsg_internal("%s", message),
-			 detail ? errdetail_internal("%s", detail) : 0,
-			 hint ? errhint("%s", hint) : 0,
-			 context ? errcontext("%s", context) : 0,
-			 sql ? errcontext("remote SQL command: %s", sql) : 0));
+	ereport(ERROR, (errcode(sqlstate), errmsg_internal("%s", message),
+					detail ? errdetail_internal("%s", detail) : 0, hint ? errhint("%s", hint) : 0,
+					context ? errcontext("%s", context) : 0,
+					sql ? errcontext("remote SQL command: %s", sql) : 0));
 	pg_unreachable();
 }
 
@@ -554,22 +536,22 @@ resync_pq_raise(PGconn *conn, PGresult *res, const char *sql)
 static PGresult *
 get_result(PGconn *conn)
 {
-	PGresult   *volatile last = NULL;
+	PGresult *volatile last = NULL;
 
 	PG_TRY();
 	{
 		for (;;)
 		{
-			PGresult   *res;
-			int			unsent = PQflush(conn);
+			PGresult *res;
+			int		  unsent = PQflush(conn);
 
 			while (unsent >= 0 && (unsent > 0 || PQisBusy(conn)))
 			{
-				int			rc = wait_socket(conn, WL_SOCKET_READABLE |
-											 (unsent > 0 ? WL_SOCKET_WRITEABLE : 0), 0);
+				int rc = wait_socket(
+					conn, WL_SOCKET_READABLE | (unsent > 0 ? WL_SOCKET_WRITEABLE : 0), 0);
 
 				if ((rc & WL_SOCKET_READABLE) && !PQconsumeInput(conn))
-					break;		/* PQgetResult makes an error of it */
+					break; /* PQgetResult makes an error of it */
 				if (unsent > 0)
 					unsent = PQflush(conn);
 			}
@@ -606,8 +588,8 @@ result_ok(const PGresult *res)
 PGresult *
 resync_pq_exec_any(PGconn *conn, const char *sql)
 {
-	PqResult   *bound = make_bound();
-	PGresult   *res;
+	PqResult *bound = make_bound();
+	PGresult *res;
 
 	if (!PQsendQuery(conn, sql))
 		resync_pq_raise(conn, NULL, sql);
@@ -621,7 +603,7 @@ resync_pq_exec_any(PGconn *conn, const char *sql)
 PGresult *
 resync_pq_exec(PGconn *conn, const char *sql)
 {
-	PGresult   *res = resync_pq_exec_any(conn, sql);
+	PGresult *res = resync_pq_exec_any(conn, sql);
 
 	if (!result_ok(res))
 		resync_pq_raise(conn, res, sql);
@@ -633,8 +615,8 @@ resync_pq_exec_params(PGconn *conn, const char *sql, int nparams, const Oid *typ
 					  const char *const *values, const int *lengths, const int *formats,
 					  int result_format)
 {
-	PqResult   *bound = make_bound();
-	PGresult   *res;
+	PqResult *bound = make_bound();
+	PGresult *res;
 
 	if (!PQsendQueryParams(conn, sql, nparams, types, values, lengths, formats, result_format))
 		resync_pq_raise(conn, NULL, sql);
@@ -648,7 +630,7 @@ resync_pq_exec_params(PGconn *conn, const char *sql, int nparams, const Oid *typ
 bool
 resync_pq_try(PGconn *conn, const char *sql, int allowed, int *sqlstate)
 {
-	PGresult   *res = resync_pq_exec_any(conn, sql);
+	PGresult *res = resync_pq_exec_any(conn, sql);
 
 	if (!result_ok(res))
 	{
@@ -670,7 +652,7 @@ resync_pq_try(PGconn *conn, const char *sql, int allowed, int *sqlstate)
 void
 resync_pq_copy_begin(PGconn *conn, const char *sql)
 {
-	PGresult   *res;
+	PGresult *res;
 
 	if (!PQsendQuery(conn, sql))
 		resync_pq_raise(conn, NULL, sql);
@@ -687,7 +669,7 @@ finish_copy(PGconn *conn, const char *error)
 {
 	for (;;)
 	{
-		int			rc = PQputCopyEnd(conn, error);
+		int rc = PQputCopyEnd(conn, error);
 
 		if (rc > 0)
 			break;
@@ -708,12 +690,12 @@ finish_copy(PGconn *conn, const char *error)
 static void
 check_copy_input(PGconn *conn)
 {
-	char		type = 0;
+	char type = 0;
 
-	if (!PQsslInUse(conn) &&
-		recv(PQsocket(conn), &type, 1, MSG_PEEK | MSG_DONTWAIT) == 1 && type == 'E')
+	if (!PQsslInUse(conn) && recv(PQsocket(conn), &type, 1, MSG_PEEK | MSG_DONTWAIT) == 1 &&
+		type == 'E')
 	{
-		PGresult   *res = finish_copy(conn, "error");
+		PGresult *res = finish_copy(conn, "error");
 
 		resync_pq_raise(conn, res, NULL);
 	}
@@ -725,8 +707,8 @@ check_copy_input(PGconn *conn)
 void
 resync_pq_copy_put(PGconn *conn, const char *data, int len, Size limit)
 {
-	PqState    *state = find_state(conn);
-	int			rc;
+	PqState *state = find_state(conn);
+	int		 rc;
 
 	limit = Min(limit, MAX_PENDING_BYTES);
 	while ((rc = PQputCopyData(conn, data, len)) == 0)
@@ -757,8 +739,8 @@ resync_pq_copy_put(PGconn *conn, const char *data, int len, Size limit)
 int64
 resync_pq_copy_end(PGconn *conn)
 {
-	PGresult   *res = finish_copy(conn, NULL);
-	int64		rows;
+	PGresult *res = finish_copy(conn, NULL);
+	int64	  rows;
 
 	if (res == NULL || PQresultStatus(res) != PGRES_COMMAND_OK)
 		resync_pq_raise(conn, res, NULL);

@@ -18,7 +18,7 @@
  * Called whenever a wait is over because the process latch was set; may raise,
  * which gives up what is under way.  NULL: nothing.
  */
-extern void (*resync_pq_wait_hook) (void);
+extern void (*resync_pq_wait_hook)(void);
 
 /*
  * Connect.  keywords/values: NULL-terminated, as for PQconnectdbParams.  Host
@@ -27,8 +27,8 @@ extern void (*resync_pq_wait_hook) (void);
  * SQLSTATE class 28 / 3D when the message tells) with libpq's text as detail.
  * The connection is closed when context is reset or deleted.
  */
-extern PGconn *resync_pq_connect(MemoryContext context, const char *const *keywords,
-								 const char *const *values);
+extern PGconn *
+resync_pq_connect(MemoryContext context, const char *const *keywords, const char *const *values);
 
 /*
  * Run a query and return its last result, PGRES_TUPLES_OK or
@@ -37,10 +37,10 @@ extern PGconn *resync_pq_connect(MemoryContext context, const char *const *keywo
  * resync_pq_clear().
  */
 extern PGresult *resync_pq_exec(PGconn *conn, const char *sql);
-extern PGresult *resync_pq_exec_params(PGconn *conn, const char *sql, int nparams,
-									   const Oid *types, const char *const *values,
-									   const int *lengths, const int *formats, int result_format);
-extern void resync_pq_clear(PGresult *res);
+extern PGresult *resync_pq_exec_params(PGconn *conn, const char *sql, int nparams, const Oid *types,
+									   const char *const *values, const int *lengths,
+									   const int *formats, int result_format);
+extern void		 resync_pq_clear(PGresult *res);
 
 /*
  * Like resync_pq_exec, but returns false (with *sqlstate set, the error
@@ -57,7 +57,7 @@ extern bool resync_pq_try(PGconn *conn, const char *sql, int allowed, int *sqlst
 extern PGresult *resync_pq_exec_any(PGconn *conn, const char *sql);
 
 /* SQLSTATE of a result as an errcode, or 0. */
-extern int	resync_pq_sqlstate(const PGresult *res);
+extern int resync_pq_sqlstate(const PGresult *res);
 
 /*
  * COPY FROM STDIN.  begin: sends the COPY statement.  put: hands bytes over;
@@ -65,10 +65,10 @@ extern int	resync_pq_sqlstate(const PGresult *res);
  * the source overlaps with the network.  end: returns the number of rows the
  * server acknowledged.
  */
-extern void resync_pq_copy_begin(PGconn *conn, const char *sql);
-extern void resync_pq_copy_put(PGconn *conn, const char *data, int len, Size limit);
+extern void	 resync_pq_copy_begin(PGconn *conn, const char *sql);
+extern void	 resync_pq_copy_put(PGconn *conn, const char *data, int len, Size limit);
 extern int64 resync_pq_copy_end(PGconn *conn);
-extern void resync_pq_copy_abort(PGconn *conn);
+extern void	 resync_pq_copy_abort(PGconn *conn);
 
 /* Raise the error of a result or connection; sql (may be NULL) as context. */
 extern void resync_pq_raise(PGconn *conn, PGresult *res, const char *sql) pg_attribute_noreturn();
@@ -79,4 +79,4 @@ extern const char *resync_pq_ident(const char *name);
 /* "a"."b" for two names (schema may be NULL), palloc'ed. */
 extern const char *resync_pq_qualified(const char *schema, const char *name);
 
-#endif							/* RESYNC_PQ_H */
+#endif /* RESYNC_PQ_H */

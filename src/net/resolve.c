@@ -32,13 +32,13 @@
 
 typedef struct ResolveRequest
 {
-	int			refs;			/* process and thread; atomic */
-	int			done;			/* atomic: results may be read */
-	int			fd;				/* eventfd, readable when done */
-	int			nhosts;
-	char	  **hosts;
+	int				  refs; /* process and thread; atomic */
+	int				  done; /* atomic: results may be read */
+	int				  fd;	/* eventfd, readable when done */
+	int				  nhosts;
+	char			**hosts;
 	struct addrinfo **results;
-	int		   *errors;			/* of getaddrinfo */
+	int				 *errors; /* of getaddrinfo */
 } ResolveRequest;
 
 /* Both sides call this; the last one frees. */
@@ -66,7 +66,7 @@ static void *
 resolve_thread(void *arg)
 {
 	ResolveRequest *req = arg;
-	uint64		one = 1;
+	uint64			one = 1;
 	struct addrinfo hints;
 
 	memset(&hints, 0, sizeof(hints));
@@ -128,10 +128,10 @@ static int
 start_thread(ResolveRequest *req)
 {
 	pthread_attr_t attr;
-	pthread_t	thread;
-	sigset_t	all;
-	sigset_t	old;
-	int			rc;
+	pthread_t	   thread;
+	sigset_t	   all;
+	sigset_t	   old;
+	int			   rc;
 
 	pthread_attr_init(&attr);
 	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
@@ -159,8 +159,8 @@ wait_for_request(ResolveRequest *req, TimestampTz deadline)
 {
 	while (!__atomic_load_n(&req->done, __ATOMIC_ACQUIRE))
 	{
-		int			rc;
-		long		ms = 1000;
+		int	 rc;
+		long ms = 1000;
 
 		if (deadline != 0)
 		{
@@ -184,40 +184,38 @@ wait_for_request(ResolveRequest *req, TimestampTz deadline)
 static List *
 addresses_of(struct addrinfo *first)
 {
-	List	   *result = NIL;
+	List *result = NIL;
 
 	for (struct addrinfo *ai = first; ai != NULL; ai = ai->ai_next)
 	{
-		char		buf[NI_MAXHOST];
+		char buf[NI_MAXHOST];
 
 		if (ai->ai_family != AF_INET && ai->ai_family != AF_INET6)
 			continue;
-		if (getnameinfo(ai->ai_addr, ai->ai_addrlen, buf, sizeof(buf), NULL, 0,
-						NI_NUMERICHOST) == 0)
+		if (getnameinfo(ai->ai_addr, ai->ai_addrlen, buf, sizeof(buf), NULL, 0, NI_NUMERICHOST) ==
+			0)
 			result = lappend(result, pstrdup(buf));
 	}
 	return result;
 }
 
-List	  **
+List **
 resync_resolve_hosts(char **hosts, int nhosts, TimestampTz deadline, const char **failure)
 {
 	ResolveRequest *req;
-	List	  **result = palloc0(sizeof(List *) * Max(nhosts, 1));
-	bool		in_time = false;
-	int			rc;
+	List		  **result = palloc0(sizeof(List *) * Max(nhosts, 1));
+	bool			in_time = false;
+	int				rc;
 
 	if (!AcquireExternalFD())
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
-				 errmsg("could not resolve a host name: there are too many open files")));
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+						errmsg("could not resolve a host name: there are too many open files")));
 	req = make_request(hosts, nhosts);
 	if (req == NULL)
 	{
 		ReleaseExternalFD();
-		ereport(ERROR,
-				(errcode(ERRCODE_OUT_OF_MEMORY),
-				 errmsg("could not resolve a host name: out of resources")));
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY),
+						errmsg("could not resolve a host name: out of resources")));
 	}
 	PG_TRY();
 	{
@@ -225,9 +223,8 @@ resync_resolve_hosts(char **hosts, int nhosts, TimestampTz deadline, const char 
 		if (rc != 0)
 		{
 			errno = rc;
-			ereport(ERROR,
-					(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
-					 errmsg("could not start a thread to resolve a host name: %m")));
+			ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+							errmsg("could not start a thread to resolve a host name: %m")));
 		}
 		in_time = wait_for_request(req, deadline);
 		for (int i = 0; in_time && i < nhosts; i++)
@@ -235,10 +232,9 @@ resync_resolve_hosts(char **hosts, int nhosts, TimestampTz deadline, const char 
 			if (req->errors[i] == 0)
 				result[i] = addresses_of(req->results[i]);
 			if (result[i] == NIL && *failure == NULL)
-				*failure = psprintf("could not translate host name \"%s\" to address: %s",
-									hosts[i],
-									req->errors[i] != 0 ? gai_strerror(req->errors[i]) :
-									"no address");
+				*failure = psprintf("could not translate host name \"%s\" to address: %s", hosts[i],
+									req->errors[i] != 0 ? gai_strerror(req->errors[i])
+														: "no address");
 		}
 	}
 	PG_FINALLY();

@@ -19,7 +19,7 @@
  * Waits with the process latch: interrupts are served, and at the deadline
  * (0: none) it returns NULL.
  */
-extern List **resync_resolve_hosts(char **hosts, int nhosts, TimestampTz deadline,
-								   const char **failure);
+extern List **
+resync_resolve_hosts(char **hosts, int nhosts, TimestampTz deadline, const char **failure);
 
-#endif							/* RESYNC_RESOLVE_H */
+#endif /* RESYNC_RESOLVE_H */

@@ -18,4 +18,4 @@ extern bool resync_retry_is_transient(int sqlerrcode);
  * most 30 s. */
 extern long resync_retry_delay(int attempt);
 
-#endif							/* RESYNC_RETRY_H */
+#endif /* RESYNC_RETRY_H */

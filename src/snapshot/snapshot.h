@@ -14,13 +14,13 @@
 /* One partition: a block range of one relation with storage. */
 typedef struct SnapshotPartition
 {
-	Oid			relid;			/* leaf, or the table itself */
+	Oid			relid; /* leaf, or the table itself */
 	BlockNumber first_block;
-	BlockNumber last_block;		/* InvalidBlockNumber: open-ended, to the
+	BlockNumber last_block; /* InvalidBlockNumber: open-ended, to the
 								 * relation's end when it is read; also the
 								 * whole of a relation that is not a heap */
 	int64		est_rows;
-	int64		est_bytes;		/* of heap and TOAST, to be read */
+	int64		est_bytes; /* of heap and TOAST, to be read */
 } SnapshotPartition;
 
 /*
@@ -48,11 +48,11 @@ extern List *resync_snapshot_leaves(Oid relid);
  */
 typedef struct SnapshotScan SnapshotScan;
 
-extern SnapshotScan *resync_snapshot_begin(Relation rel, BlockNumber first, BlockNumber last);
-extern TupleTableSlot *resync_snapshot_next(SnapshotScan *scan);	/* NULL at the end; all
+extern SnapshotScan	  *resync_snapshot_begin(Relation rel, BlockNumber first, BlockNumber last);
+extern TupleTableSlot *resync_snapshot_next(SnapshotScan *scan); /* NULL at the end; all
 																	 * attributes are
 																	 * deformed */
-extern void resync_snapshot_end(SnapshotScan *scan);
+extern void			   resync_snapshot_end(SnapshotScan *scan);
 
 /*
  * Rule 8: does the imported (active) snapshot see the same relfilenode and
@@ -61,4 +61,4 @@ extern void resync_snapshot_end(SnapshotScan *scan);
  */
 extern bool resync_snapshot_is_current(Relation rel);
 
-#endif							/* RESYNC_SNAPSHOT_H */
+#endif /* RESYNC_SNAPSHOT_H */

@@ -39,8 +39,7 @@ resync_build_open(Coordinator *co)
 
 	if (co->run == NULL)
 	{
-		co->run_context = AllocSetContextCreate(co->context, "resync run",
-												ALLOCSET_DEFAULT_SIZES);
+		co->run_context = AllocSetContextCreate(co->context, "resync run", ALLOCSET_DEFAULT_SIZES);
 		resync_catalog_begin();
 		old = MemoryContextSwitchTo(co->run_context);
 		co->run = resync_worker_load_run(co->args.mirror, co->newest->run);
@@ -74,6 +73,8 @@ next_phase(Coordinator *co, RunPhase from, RunPhase to)
 {
 	resync_catalog_begin();
 	resync_catalog_set_phase(co->newest->run, from, to);
+	resync_catalog_log(co->args.mirror, co->newest->run, "info", NULL, 0,
+					   psprintf("phase %s is done", resync_catalog_phase_name(from)), NULL);
 	resync_catalog_commit();
 	RESYNC_DEBUG_POINT("phase_changed");
 }
@@ -92,28 +93,27 @@ log_message(Coordinator *co, const char *level, const char *table, const char *m
 static void
 check_server(Coordinator *co)
 {
-	int			free_slots = 0;
+	int free_slots = 0;
 
 	if (wal_level < WAL_LEVEL_LOGICAL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("mirrors require wal_level \"logical\""),
-				 errhint("Set wal_level = logical and restart the server.")));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("mirrors require wal_level \"logical\""),
+						errhint("Set wal_level = logical and restart the server.")));
 	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
 	for (int i = 0; i < max_replication_slots; i++)
 		free_slots += !ReplicationSlotCtl->replication_slots[i].in_use;
 	LWLockRelease(ReplicationSlotControlLock);
 	if (free_slots == 0 && (co->newest->replaces == 0 || co->newest->keep_serving))
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("all replication slots are in use"),
-				 errhint("Free one or increase \"%s\".", "max_replication_slots")));
+		ereport(ERROR, (errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+						errmsg("all replication slots are in use"),
+						errhint("Free one or increase \"%s\".", "max_replication_slots")));
 #if PG_VERSION_NUM < 170000
 	if (old_snapshot_threshold != -1)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the load needs its snapshot for longer than old_snapshot_threshold allows"),
-				 errhint("Set old_snapshot_threshold = -1 and restart the server.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("the load needs its snapshot for longer than old_snapshot_threshold allows"),
+			 errhint("Set old_snapshot_threshold = -1 and restart the server.")));
 #endif
 }
 
@@ -126,13 +126,13 @@ static void
 make_plan(Coordinator *co)
 {
 	ResyncTable **tables;
-	int			ntables;
+	int			  ntables;
 	MemoryContext old;
-	bool		live_expected;
-	ListCell   *lc;
+	bool		  live_expected;
+	ListCell	 *lc;
 
 	resync_build_close(co);
-	resync_build_open(co);		/* its tables are the ones of an earlier plan */
+	resync_build_open(co); /* its tables are the ones of an earlier plan */
 
 	resync_catalog_begin();
 	old = MemoryContextSwitchTo(co->run_context);
@@ -149,7 +149,7 @@ make_plan(Coordinator *co)
 	live_expected = !co->newest->initial || co->run->options->replace_existing;
 	for (int i = 0; i < ntables; i++)
 	{
-		List	   *warnings = NIL;
+		List *warnings = NIL;
 
 		if (tables[i]->nkeys == 0 && co->run->routine->needs_key && tables[i]->identity != 'n')
 			ereport(ERROR,
@@ -175,8 +175,8 @@ step_validate(Coordinator *co)
 	RESYNC_DEBUG_POINT("validate");
 	make_plan(co);
 	next_phase(co, PHASE_VALIDATE,
-			   co->newest->replaces != 0 && !co->newest->keep_serving ?
-			   PHASE_DROP : PHASE_CREATE_SLOT);
+			   co->newest->replaces != 0 && !co->newest->keep_serving ? PHASE_DROP
+																	  : PHASE_CREATE_SLOT);
 	return 0;
 }
 
@@ -189,7 +189,7 @@ step_validate(Coordinator *co)
 void
 resync_build_drop_slot(Coordinator *co, int64 run)
 {
-	char		name[NAMEDATALEN];
+	char name[NAMEDATALEN];
 
 	resync_worker_slot_name(name, MyDatabaseId, run);
 	while (!resync_worker_drop_slot(name))
@@ -208,7 +208,7 @@ resync_build_drop_slot(Coordinator *co, int64 run)
 static void
 retire(Coordinator *co, int64 run)
 {
-	RunRow	   *row;
+	RunRow *row;
 
 	resync_children_detach(&co->serving);
 	resync_build_drop_slot(co, run);
@@ -237,20 +237,20 @@ step_drop(Coordinator *co)
 static void
 show_blocker(Coordinator *co)
 {
-	RunShared  *rs = co->build.rs;
-	int			pid = 0;
-	bool		waiting = false;
+	RunShared *rs = co->build.rs;
+	int		   pid = 0;
+	bool	   waiting = false;
 
 	resync_catalog_begin();
-	if (resync_catalog_exec("SELECT b FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids($1)) b LIMIT 1",
-							SPI_OK_SELECT, 1, INT4OID, Int32GetDatum((int) rs->streamer_pid),
-							false) > 0)
+	if (resync_catalog_exec(
+			"SELECT b FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids($1)) b LIMIT 1",
+			SPI_OK_SELECT, 1, INT4OID, Int32GetDatum((int) rs->streamer_pid), false) > 0)
 	{
-		bool		isnull;
+		bool isnull;
 
 		waiting = true;
-		pid = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-										  &isnull));
+		pid = DatumGetInt32(
+			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	}
 	resync_catalog_finish();
 	resync_catalog_commit();
@@ -268,12 +268,12 @@ show_blocker(Coordinator *co)
 static long
 step_create_slot(Coordinator *co)
 {
-	RunShared  *rs;
+	RunShared	 *rs;
 	StreamerState state;
-	char		name[NAMEDATALEN];
+	char		  name[NAMEDATALEN];
 
 	if (co->newest->restarts > 0 && co->build.run == 0)
-		make_plan(co);			/* a table changed: look again */
+		make_plan(co); /* a table changed: look again */
 	if (co->build.run == 0)
 	{
 		/* whatever an earlier try has left */
@@ -331,26 +331,25 @@ step_create_slot(Coordinator *co)
 static void
 end_leftovers(Coordinator *co)
 {
-	int64	   *runs;
-	int			n;
+	int64		 *runs;
+	int			  n;
 	MemoryContext old;
 
 	resync_catalog_begin();
 	n = (int) resync_catalog_exec("SELECT run FROM peerdb._run WHERE mirror = $1 AND run < $2"
 								  " AND outcome IN ('failed', 'cancelled')"
 								  " ORDER BY run DESC LIMIT 10",
-								  SPI_OK_SELECT, 2,
-								  INT8OID, Int64GetDatum(co->args.mirror), false,
+								  SPI_OK_SELECT, 2, INT8OID, Int64GetDatum(co->args.mirror), false,
 								  INT8OID, Int64GetDatum(co->newest->run), false);
 	old = MemoryContextSwitchTo(co->step_context);
 	runs = palloc((n + 1) * sizeof(int64));
 	MemoryContextSwitchTo(old);
 	for (int i = 0; i < n; i++)
 	{
-		bool		isnull;
+		bool isnull;
 
-		runs[i] = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1,
-											  &isnull));
+		runs[i] = DatumGetInt64(
+			SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull));
 	}
 	resync_catalog_finish();
 	resync_catalog_commit();
@@ -375,8 +374,8 @@ step_create_tables(Coordinator *co)
 	}
 	RESYNC_DEBUG_POINT("tables_created");
 	next_phase(co, PHASE_CREATE_TABLES,
-			   co->run->options->do_initial_copy || !co->newest->initial ?
-			   PHASE_LOAD : PHASE_CATCH_UP);
+			   co->run->options->do_initial_copy || !co->newest->initial ? PHASE_LOAD
+																		 : PHASE_CATCH_UP);
 	return 0;
 }
 
@@ -418,10 +417,10 @@ build_keys(Coordinator *co)
 static bool
 is_level(Coordinator *co)
 {
-	RunShared  *rs = co->build.rs;
-	XLogRecPtr	applied = pg_atomic_read_u64(&rs->applied_lsn);
-	XLogRecPtr	received = pg_atomic_read_u64(&rs->received_lsn);
-	bool		reached;
+	RunShared *rs = co->build.rs;
+	XLogRecPtr applied = pg_atomic_read_u64(&rs->applied_lsn);
+	XLogRecPtr received = pg_atomic_read_u64(&rs->received_lsn);
+	bool	   reached;
 
 	if (co->level_target == 0)
 	{
@@ -431,7 +430,7 @@ is_level(Coordinator *co)
 		return false;
 	}
 	reached = applied >= co->level_target ||
-		(received >= co->level_target && pg_atomic_read_u64(&rs->oldest_pending) == 0);
+			  (received >= co->level_target && pg_atomic_read_u64(&rs->oldest_pending) == 0);
 	if (!reached)
 		return false;
 	co->level_target = 0;
@@ -465,7 +464,7 @@ step_catch_up(Coordinator *co)
 static long
 finish_swap(Coordinator *co)
 {
-	int64		old = co->newest->keep_serving ? co->newest->replaces : 0;
+	int64 old = co->newest->keep_serving ? co->newest->replaces : 0;
 
 	RESYNC_DEBUG_POINT("swapped");
 	if (old != 0)
@@ -477,6 +476,8 @@ finish_swap(Coordinator *co)
 	resync_catalog_finish_swap(co->args.mirror, co->newest->run);
 	if (!co->run->options->initial_copy_only || !co->newest->initial)
 		resync_catalog_set_phase(co->newest->run, PHASE_SWAP, PHASE_STREAM);
+	resync_catalog_log(co->args.mirror, co->newest->run, "info", NULL, 0, "the new tables are live",
+					   NULL);
 	resync_catalog_commit();
 
 	if (co->run->options->initial_copy_only && co->newest->initial)
@@ -517,7 +518,7 @@ transfer(Coordinator *co)
 	for (int i = 0; i < co->run->ntables; i++)
 	{
 		ResyncTable *table = co->run->tables[i];
-		int64		rows;
+		int64		 rows;
 
 		if (table->state != RESYNC_TABLE_KEYED)
 			continue;
@@ -526,8 +527,7 @@ transfer(Coordinator *co)
 			log_message(co, "info", psprintf("%s.%s", table->schema, table->name),
 						psprintf(INT64_FORMAT " soft-deleted rows were carried over", rows));
 		resync_catalog_begin();
-		resync_catalog_set_table_state(co->newest->run, table->ordinal,
-									   RESYNC_TABLE_TRANSFERRED);
+		resync_catalog_set_table_state(co->newest->run, table->ordinal, RESYNC_TABLE_TRANSFERRED);
 		resync_catalog_commit();
 		table->state = RESYNC_TABLE_TRANSFERRED;
 		return true;
@@ -542,7 +542,7 @@ transfer(Coordinator *co)
 static XLogRecPtr
 stop_serving(Coordinator *co)
 {
-	XLogRecPtr	lsn = 0;
+	XLogRecPtr lsn = 0;
 
 	if (co->serving.run != 0)
 	{
@@ -556,8 +556,8 @@ stop_serving(Coordinator *co)
 static long
 step_swap(Coordinator *co)
 {
-	XLogRecPtr	lsn;
-	int64		replaces = co->newest->keep_serving ? co->newest->replaces : 0;
+	XLogRecPtr lsn;
+	int64	   replaces = co->newest->keep_serving ? co->newest->replaces : 0;
 
 	resync_build_open(co);
 	if (all_swapped(co))
@@ -584,11 +584,13 @@ step_swap(Coordinator *co)
 	}
 	if (!co->run->routine->swap(co->dest, co->run->tables, co->run->ntables, lsn, replaces))
 	{
-		long		delay = resync_retry_delay(++co->swap_tries);
+		long delay = resync_retry_delay(++co->swap_tries);
 
-		ereport(LOG,
-				(errmsg("the swap of mirror \"%s\" did not get its locks within resync.swap_lock_timeout and is tried again",
-						co->mirror->name)));
+		ereport(
+			LOG,
+			(errmsg(
+				"the swap of mirror \"%s\" did not get its locks within resync.swap_lock_timeout and is tried again",
+				co->mirror->name)));
 		co->swap_not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), delay);
 		(void) command_streamer(co, STREAMER_STREAM_BUILD, 0);
 		return 50;
@@ -648,11 +650,10 @@ void
 resync_build_restart(Coordinator *co)
 {
 	if (co->newest->restarts + 1 > MAX_RESTARTS)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_IN_USE),
-				 errmsg("tables of mirror \"%s\" were changed during each of %d loads",
-						co->mirror->name, MAX_RESTARTS),
-				 errhint("Run peerdb_resync() when no schema changes are under way.")));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_IN_USE),
+						errmsg("tables of mirror \"%s\" were changed during each of %d loads",
+							   co->mirror->name, MAX_RESTARTS),
+						errhint("Run peerdb_resync() when no schema changes are under way.")));
 	resync_children_detach(&co->build);
 	resync_load_forget(co);
 	resync_build_close(co);

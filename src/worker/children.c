@@ -43,12 +43,10 @@ resync_children_raise(ResyncErrorReport *report)
 	copy = *report;
 	report->set = false;
 	LWLockRelease(ResyncShmem->lock);
-	ereport(ERROR,
-			(errcode(copy.sqlerrcode),
-			 errmsg_internal("%s", copy.message),
-			 copy.detail[0] ? errdetail_internal("%s", copy.detail) : 0,
-			 copy.hint[0] ? errhint("%s", copy.hint) : 0,
-			 copy.table[0] ? errcontext("table %s", copy.table) : 0));
+	ereport(ERROR, (errcode(copy.sqlerrcode), errmsg_internal("%s", copy.message),
+					copy.detail[0] ? errdetail_internal("%s", copy.detail) : 0,
+					copy.hint[0] ? errhint("%s", copy.hint) : 0,
+					copy.table[0] ? errcontext("table %s", copy.table) : 0));
 }
 
 /*
@@ -61,32 +59,29 @@ child_ended(const char *what, ResyncErrorReport *report, int *failures, Timestam
 	if (report->set && !resync_retry_is_transient(report->sqlerrcode))
 		resync_children_raise(report);
 	if (report->set)
-		ereport(LOG,
-				(errcode(report->sqlerrcode),
-				 errmsg("resync %s ended and is started again: %s", what, report->message),
-				 report->detail[0] ? errdetail_internal("%s", report->detail) : 0));
+		ereport(LOG, (errcode(report->sqlerrcode),
+					  errmsg("resync %s ended and is started again: %s", what, report->message),
+					  report->detail[0] ? errdetail_internal("%s", report->detail) : 0));
 	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
 	report->set = false;
 	LWLockRelease(ResyncShmem->lock);
 	(*failures)++;
-	*not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-											  resync_retry_delay(*failures));
+	*not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), resync_retry_delay(*failures));
 }
 
 static void
 start_streamer(RunCtl *ctl, const WorkerArgs *args)
 {
-	WorkerArgs	child = *args;
+	WorkerArgs child = *args;
 
 	child.run = ctl->run;
 	child.generation = ctl->rs->generation;
 	ctl->streamer = resync_worker_start("resync_streamer_main", "streamer", &child);
 	if (ctl->streamer == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("no background worker is free for the streamer of run " INT64_FORMAT,
-						ctl->run),
-				 errhint("You might need to increase \"%s\".", "max_worker_processes")));
+		ereport(ERROR, (errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+						errmsg("no background worker is free for the streamer of run " INT64_FORMAT,
+							   ctl->run),
+						errhint("You might need to increase \"%s\".", "max_worker_processes")));
 }
 
 /*
@@ -97,11 +92,11 @@ StreamerState
 resync_children_streamer(RunCtl *ctl, const WorkerArgs *args, StreamerCommand command,
 						 XLogRecPtr hold_at_least)
 {
-	RunShared  *rs = ctl->rs;
+	RunShared	 *rs = ctl->rs;
 	StreamerState state;
-	pid_t		pid;
-	int			pgprocno = -1;
-	bool		alive = false;
+	pid_t		  pid;
+	int			  pgprocno = -1;
+	bool		  alive = false;
 
 	if (ctl->streamer != NULL)
 	{
@@ -137,7 +132,7 @@ resync_children_streamer(RunCtl *ctl, const WorkerArgs *args, StreamerCommand co
 bool
 resync_children_reap_copier(RunCtl *ctl, int i, bool *died)
 {
-	pid_t		pid;
+	pid_t pid;
 
 	*died = false;
 	if (ctl->copiers[i] == NULL)
@@ -147,8 +142,7 @@ resync_children_reap_copier(RunCtl *ctl, int i, bool *died)
 	pfree(ctl->copiers[i]);
 	ctl->copiers[i] = NULL;
 	*died = true;
-	child_ended("copier", &ctl->rs->copier_error, &ctl->copier_failures,
-				&ctl->copier_not_before);
+	child_ended("copier", &ctl->rs->copier_error, &ctl->copier_failures, &ctl->copier_not_before);
 	return true;
 }
 
@@ -156,7 +150,7 @@ resync_children_reap_copier(RunCtl *ctl, int i, bool *died)
 static void
 wait_child(BackgroundWorkerHandle **handle)
 {
-	pid_t		pid;
+	pid_t pid;
 
 	if (*handle == NULL)
 		return;
@@ -185,10 +179,10 @@ resync_children_dismiss_copiers(RunCtl *ctl)
 	for (int i = 0; i < ctl->rs->ncopiers; i++)
 	{
 		CopierShared *cs = &ctl->rs->copiers[i];
-		int			pgprocno = -1;
+		int			  pgprocno = -1;
 
 		LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
-		if (cs->state == COPIER_IDLE)
+		if (cs->state == COPIER_IDLE || cs->state == COPIER_STARTING)
 		{
 			cs->state = COPIER_QUIT;
 			pgprocno = cs->pgprocno;
@@ -198,7 +192,7 @@ resync_children_dismiss_copiers(RunCtl *ctl)
 	}
 	while (alive && !TimestampDifferenceExceeds(start, GetCurrentTimestamp(), QUIT_TIMEOUT_MS))
 	{
-		pid_t		pid;
+		pid_t pid;
 
 		alive = false;
 		for (int i = 0; i < RESYNC_MAX_COPIERS; i++)
@@ -244,8 +238,7 @@ dismiss_streamer(RunCtl *ctl)
 	ctl->rs->command = STREAMER_EXIT;
 	LWLockRelease(ResyncShmem->lock);
 	resync_shmem_wake(ctl->rs->streamer_pgprocno);
-	while (ctl->streamer != NULL &&
-		   GetBackgroundWorkerPid(ctl->streamer, &pid) != BGWH_STOPPED &&
+	while (ctl->streamer != NULL && GetBackgroundWorkerPid(ctl->streamer, &pid) != BGWH_STOPPED &&
 		   !TimestampDifferenceExceeds(start, GetCurrentTimestamp(), QUIT_TIMEOUT_MS))
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 20,
@@ -299,14 +292,14 @@ resync_children_kill(RunCtl *ctl)
 static void
 note_columns(RunCtl *ctl, const AddedColumn *added, int nadded)
 {
-	int			ntables;
+	int			  ntables;
 	ResyncTable **tables = resync_catalog_run_tables(ctl->run, &ntables);
 
 	for (int i = 0; i < nadded; i++)
 	{
 		for (int t = 0; t < ntables; t++)
 		{
-			bool		known = false;
+			bool known = false;
 
 			if (tables[t]->ordinal != added[i].ordinal)
 				continue;
@@ -327,16 +320,14 @@ note_columns(RunCtl *ctl, const AddedColumn *added, int nadded)
 void
 resync_children_note(Coordinator *co, RunCtl *ctl, bool force)
 {
-	RunShared  *rs = ctl->rs;
-	RunBatch	batches[RESYNC_BATCH_RING];
-	int			n = 0;
+	RunShared *rs = ctl->rs;
+	RunBatch   batches[RESYNC_BATCH_RING];
+	int		   n = 0;
 	struct
 	{
-		int			table;
-		int64		inserts,
-					updates,
-					deletes;
-	}		   *counts;
+		int	  table;
+		int64 inserts, updates, deletes;
+	} * counts;
 	int			ncounts = 0;
 	AddedColumn added[RESYNC_MAX_ADDED];
 	int			nadded;
@@ -352,7 +343,7 @@ resync_children_note(Coordinator *co, RunCtl *ctl, bool force)
 	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
 	while (rs->batch_tail != rs->batch_head)
 	{
-		int			i = rs->batch_tail % RESYNC_BATCH_RING;
+		int i = rs->batch_tail % RESYNC_BATCH_RING;
 
 		batches[n].first_lsn = rs->batches[i].first_lsn;
 		batches[n].last_lsn = rs->batches[i].last_lsn;
@@ -384,7 +375,12 @@ resync_children_note(Coordinator *co, RunCtl *ctl, bool force)
 
 	resync_catalog_begin();
 	if (n > 0)
+	{
 		resync_catalog_add_batches(co->args.mirror, ctl->run, batches, n);
+
+		/* it got on: crashes before that are not in a row any more */
+		resync_catalog_note_progress(ctl->run);
+	}
 	for (int i = 0; i < ncounts; i++)
 		resync_catalog_set_table_counts(ctl->run, counts[i].table, counts[i].inserts,
 										counts[i].updates, counts[i].deletes);

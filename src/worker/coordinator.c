@@ -37,6 +37,8 @@
 
 #define IDLE_NAP_MS 1000
 #define VALIDATE_TRIES 3
+#define MAX_CRASHES 2
+#define HOLDER_INTERVAL_MS 5000
 
 /* step()'s answer: nothing is left to do */
 #define FINISHED (-1)
@@ -46,7 +48,7 @@ static Coordinator *self = NULL;
 static void
 coordinator_exit(int code, Datum arg)
 {
-	int			launcher;
+	int launcher;
 
 	resync_children_kill(&self->build);
 	resync_children_kill(&self->serving);
@@ -58,9 +60,8 @@ coordinator_exit(int code, Datum arg)
 		if (code != 0 && self->ms->wanted)
 		{
 			self->ms->failures++;
-			self->ms->not_before =
-				TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-											resync_retry_delay(self->ms->failures));
+			self->ms->not_before = TimestampTzPlusMilliseconds(
+				GetCurrentTimestamp(), resync_retry_delay(self->ms->failures));
 		}
 	}
 	launcher = ResyncShmem->launcher_pgprocno;
@@ -77,8 +78,7 @@ register_coordinator(Coordinator *co)
 	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < resync_max_mirrors && ms == NULL; i++)
 	{
-		if (ResyncShmem->mirrors[i].in_use &&
-			ResyncShmem->mirrors[i].database == MyDatabaseId &&
+		if (ResyncShmem->mirrors[i].in_use && ResyncShmem->mirrors[i].database == MyDatabaseId &&
 			ResyncShmem->mirrors[i].mirror == co->args.mirror)
 			ms = &ResyncShmem->mirrors[i];
 	}
@@ -127,7 +127,7 @@ static bool
 is_building(Coordinator *co)
 {
 	return co->newest != NULL && co->newest->phase != PHASE_STREAM &&
-		co->newest->phase != PHASE_ENDED;
+		   co->newest->phase != PHASE_ENDED;
 }
 
 /*
@@ -137,8 +137,8 @@ is_building(Coordinator *co)
 static void
 interrupt_wait(void)
 {
-	MirrorRow  *m;
-	bool		stop;
+	MirrorRow	 *m;
+	bool		  stop;
 	MemoryContext old = CurrentMemoryContext;
 
 	if (self == NULL || !self->ms->kick || IsTransactionState())
@@ -150,9 +150,7 @@ interrupt_wait(void)
 	resync_catalog_commit();
 	MemoryContextSwitchTo(old);
 	if (stop)
-		ereport(ERROR,
-				(errcode(RESYNC_ERRCODE_INTERRUPTED),
-				 errmsg("interrupted by a request")));
+		ereport(ERROR, (errcode(RESYNC_ERRCODE_INTERRUPTED), errmsg("interrupted by a request")));
 }
 
 /* ---- requests ---- */
@@ -172,12 +170,11 @@ clean_destination(Coordinator *co, int64 end_run, bool drop_mirror, bool drop_ta
 		if (end_run != 0)
 			co->run->routine->end_run(co->dest, end_run);
 		if (drop_mirror)
-			co->run->routine->drop_mirror(co->dest, co->run->tables, co->run->ntables,
-										  drop_tables);
+			co->run->routine->drop_mirror(co->dest, co->run->tables, co->run->ntables, drop_tables);
 	}
 	PG_CATCH();
 	{
-		ErrorData  *edata;
+		ErrorData *edata;
 
 		MemoryContextSwitchTo(context);
 		edata = CopyErrorData();
@@ -186,14 +183,12 @@ clean_destination(Coordinator *co, int64 end_run, bool drop_mirror, bool drop_ta
 		MemoryContextSwitchTo(context);
 		if (edata->sqlerrcode == RESYNC_ERRCODE_INTERRUPTED)
 			edata->message = "interrupted";
-		ereport(LOG,
-				(errcode(edata->sqlerrcode),
-				 errmsg("could not clean up the destination of mirror \"%s\": %s",
-						co->mirror->name, edata->message)));
+		ereport(LOG, (errcode(edata->sqlerrcode),
+					  errmsg("could not clean up the destination of mirror \"%s\": %s",
+							 co->mirror->name, edata->message)));
 		resync_catalog_begin();
 		resync_catalog_log(co->args.mirror, co->newest ? co->newest->run : 0, "warning", NULL,
-						   edata->sqlerrcode, "could not clean up the destination",
-						   edata->message);
+						   edata->sqlerrcode, "could not clean up the destination", edata->message);
 		resync_catalog_commit();
 	}
 	PG_END_TRY();
@@ -204,7 +199,7 @@ clean_destination(Coordinator *co, int64 end_run, bool drop_mirror, bool drop_ta
 static void
 do_drop(Coordinator *co)
 {
-	bool		tables = strcmp(co->mirror->want_drop, "drop") == 0;
+	bool tables = strcmp(co->mirror->want_drop, "drop") == 0;
 
 	resync_children_detach(&co->build);
 	resync_children_detach(&co->serving);
@@ -227,7 +222,7 @@ static void
 end_build(Coordinator *co, const char *outcome, int sqlerrcode, const char *error,
 		  const char *detail)
 {
-	int64		run = co->newest->run;
+	int64 run = co->newest->run;
 
 	resync_children_detach(&co->build);
 	resync_load_forget(co);
@@ -252,9 +247,9 @@ static void
 clear_request(Coordinator *co, const char *column)
 {
 	resync_catalog_begin();
-	(void) resync_catalog_exec(psprintf("UPDATE peerdb._mirror SET %s = false WHERE id = $1",
-										column),
-							   SPI_OK_UPDATE, 1, INT8OID, Int64GetDatum(co->args.mirror), false);
+	(void) resync_catalog_exec(
+		psprintf("UPDATE peerdb._mirror SET %s = false WHERE id = $1", column), SPI_OK_UPDATE, 1,
+		INT8OID, Int64GetDatum(co->args.mirror), false);
 	resync_catalog_finish();
 	resync_catalog_commit();
 }
@@ -266,7 +261,7 @@ clear_request(Coordinator *co, const char *column)
 static void
 do_cancel(Coordinator *co)
 {
-	bool		swapped = false;
+	bool swapped = false;
 
 	if (is_building(co) && co->newest->phase == PHASE_SWAP)
 	{
@@ -299,8 +294,8 @@ do_pause(Coordinator *co)
 static bool
 needs_resync(int sqlerrcode)
 {
-	return sqlerrcode == RESYNC_ERRCODE_NEEDS_RESYNC ||
-		sqlerrcode == RESYNC_ERRCODE_DIVERGED || sqlerrcode == RESYNC_ERRCODE_FENCED;
+	return sqlerrcode == RESYNC_ERRCODE_NEEDS_RESYNC || sqlerrcode == RESYNC_ERRCODE_DIVERGED ||
+		   sqlerrcode == RESYNC_ERRCODE_FENCED;
 }
 
 /* Message and hint in one text, for peerdb.mirrors.error. */
@@ -324,10 +319,8 @@ retry_later(Coordinator *co, const ErrorData *edata)
 	co->failures++;
 	co->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 												 resync_retry_delay(co->failures));
-	ereport(LOG,
-			(errcode(edata->sqlerrcode),
-			 errmsg("mirror \"%s\" goes on after an error: %s", co->mirror->name,
-					edata->message)));
+	ereport(LOG, (errcode(edata->sqlerrcode), errmsg("mirror \"%s\" goes on after an error: %s",
+													 co->mirror->name, edata->message)));
 	resync_catalog_begin();
 	resync_catalog_set_error(co->args.mirror, edata->sqlerrcode, error_text(edata));
 	if (co->failures == 1)
@@ -340,16 +333,15 @@ retry_later(Coordinator *co, const ErrorData *edata)
 static void
 fail_serving(Coordinator *co, const ErrorData *edata)
 {
-	int64		run = co->live->run;
-	bool		building = is_building(co);
+	int64 run = co->live->run;
+	bool  building = is_building(co);
 
 	if (co->serving.run != 0)
 		resync_children_note(co, &co->serving, true);
 	resync_children_detach(&co->serving);
-	ereport(LOG,
-			(errcode(edata->sqlerrcode),
-			 errmsg("mirror \"%s\" failed: %s", co->mirror->name, edata->message),
-			 edata->detail ? errdetail_internal("%s", edata->detail) : 0));
+	ereport(LOG, (errcode(edata->sqlerrcode),
+				  errmsg("mirror \"%s\" failed: %s", co->mirror->name, edata->message),
+				  edata->detail ? errdetail_internal("%s", edata->detail) : 0));
 	if (needs_resync(edata->sqlerrcode))
 		resync_build_drop_slot(co, run);
 	resync_catalog_begin();
@@ -359,8 +351,7 @@ fail_serving(Coordinator *co, const ErrorData *edata)
 		resync_catalog_end_run(run, "failed", edata->sqlerrcode, error_text(edata));
 	if (building)
 		/* the run under construction goes on without it */
-		resync_catalog_set_status(co->args.mirror,
-								  resync_catalog_phase_status(co->newest->phase));
+		resync_catalog_set_status(co->args.mirror, resync_catalog_phase_status(co->newest->phase));
 	else
 	{
 		resync_catalog_set_error(co->args.mirror, edata->sqlerrcode, error_text(edata));
@@ -373,7 +364,7 @@ fail_serving(Coordinator *co, const ErrorData *edata)
 static void
 handle_error(Coordinator *co, ErrorData *edata, bool in_build)
 {
-	bool		transient = resync_retry_is_transient(edata->sqlerrcode);
+	bool transient = resync_retry_is_transient(edata->sqlerrcode);
 
 	if (edata->sqlerrcode == RESYNC_ERRCODE_INTERRUPTED || co->mirror == NULL)
 		return;
@@ -392,19 +383,17 @@ handle_error(Coordinator *co, ErrorData *edata, bool in_build)
 		else
 		{
 			/* a first load that cannot begin has nothing to go back to */
-			ereport(LOG,
-					(errcode(edata->sqlerrcode),
-					 errmsg("run " INT64_FORMAT " of mirror \"%s\" was refused: %s",
-							co->newest->run, co->mirror->name, edata->message)));
+			ereport(LOG, (errcode(edata->sqlerrcode),
+						  errmsg("run " INT64_FORMAT " of mirror \"%s\" was refused: %s",
+								 co->newest->run, co->mirror->name, edata->message)));
 			end_build(co, co->newest->initial ? "failed" : "refused", edata->sqlerrcode,
 					  error_text(edata), edata->detail);
 		}
 	}
 	else if (edata->sqlerrcode == RESYNC_ERRCODE_TABLE_CHANGED)
 	{
-		ereport(LOG,
-				(errmsg("the load of mirror \"%s\" starts over: %s", co->mirror->name,
-						edata->message)));
+		ereport(LOG, (errmsg("the load of mirror \"%s\" starts over: %s", co->mirror->name,
+							 edata->message)));
 		resync_build_restart(co);
 	}
 	else if (transient)
@@ -415,11 +404,10 @@ handle_error(Coordinator *co, ErrorData *edata, bool in_build)
 	}
 	else
 	{
-		ereport(LOG,
-				(errcode(edata->sqlerrcode),
-				 errmsg("run " INT64_FORMAT " of mirror \"%s\" failed: %s", co->newest->run,
-						co->mirror->name, edata->message),
-				 edata->detail ? errdetail_internal("%s", edata->detail) : 0));
+		ereport(LOG, (errcode(edata->sqlerrcode),
+					  errmsg("run " INT64_FORMAT " of mirror \"%s\" failed: %s", co->newest->run,
+							 co->mirror->name, edata->message),
+					  edata->detail ? errdetail_internal("%s", edata->detail) : 0));
 		end_build(co, "failed", edata->sqlerrcode, error_text(edata), edata->detail);
 	}
 }
@@ -431,7 +419,7 @@ static bool
 is_copy(Coordinator *co)
 {
 	return co->mirror->system_identifier != GetSystemIdentifier() ||
-		co->mirror->database != MyDatabaseId;
+		   co->mirror->database != MyDatabaseId;
 }
 
 static void
@@ -440,11 +428,62 @@ refuse_copy(Coordinator *co)
 	if (strcmp(co->mirror->status, "failed") == 0)
 		return;
 	resync_catalog_begin();
-	resync_catalog_set_error(co->args.mirror, RESYNC_ERRCODE_DIVERGED,
-							 "this database is a copy of the one that the mirror was made in\n"
-							 "HINT:  Use peerdb_resume_mirror(mirror, adopt => true) to take it over.");
+	resync_catalog_set_error(
+		co->args.mirror, RESYNC_ERRCODE_DIVERGED,
+		"this database is a copy of the one that the mirror was made in\n"
+		"HINT:  Use peerdb_resume_mirror(mirror, adopt => true) to take it over.");
 	resync_catalog_set_status(co->args.mirror, "failed");
 	resync_catalog_commit();
+}
+
+/*
+ * A transaction that has written and stays open keeps the slot from letting WAL
+ * go: name the oldest one that is older than half a minute.
+ */
+static void
+show_wal_holder(Coordinator *co)
+{
+	RunShared	 *rs = co->serving.rs;
+	int			  pid = 0;
+	char		 *gid = NULL;
+	MemoryContext old;
+
+	if (!TimestampDifferenceExceeds(co->holder_shown, GetCurrentTimestamp(), HOLDER_INTERVAL_MS))
+		return;
+	co->holder_shown = GetCurrentTimestamp();
+	resync_catalog_begin();
+	if (resync_catalog_exec(
+			"SELECT pid, NULL::text FROM (SELECT pid, backend_xid AS x"
+			" FROM pg_catalog.pg_stat_activity WHERE backend_xid IS NOT NULL"
+			" AND xact_start < pg_catalog.now() - interval '30 seconds'"
+			" ORDER BY pg_catalog.age(backend_xid) DESC LIMIT 1) a"
+			" UNION ALL SELECT 0, gid FROM (SELECT gid FROM pg_catalog.pg_prepared_xacts"
+			" WHERE prepared < pg_catalog.now() - interval '30 seconds'"
+			" ORDER BY pg_catalog.age(transaction) DESC LIMIT 1) p LIMIT 1",
+			SPI_OK_SELECT, 0) > 0)
+	{
+		bool isnull;
+
+		pid = DatumGetInt32(
+			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+		old = MemoryContextSwitchTo(co->step_context);
+		gid = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2);
+		if (gid != NULL)
+			gid = pstrdup(gid);
+		MemoryContextSwitchTo(old);
+	}
+	resync_catalog_finish();
+	resync_catalog_commit();
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+	rs->waits_for_pid = pid;
+	if (pid != 0)
+		snprintf(rs->waits_for, sizeof(rs->waits_for),
+				 "the transaction of process %d, for WAL to be let go", pid);
+	else if (gid != NULL)
+		snprintf(rs->waits_for, sizeof(rs->waits_for), "prepared transaction \"%.20s\"", gid);
+	else
+		rs->waits_for[0] = '\0';
+	LWLockRelease(ResyncShmem->lock);
 }
 
 /* The live run: keep its streamer going, note what it did. */
@@ -458,6 +497,7 @@ step_serving(Coordinator *co)
 	resync_children_note(co, &co->serving, false);
 	if (state != STREAMER_STREAMING)
 		return 100;
+	show_wal_holder(co);
 	if (co->mirror->error != NULL && !is_building(co))
 	{
 		resync_catalog_begin();
@@ -474,12 +514,70 @@ should_serve(Coordinator *co)
 		return false;
 	if (!is_building(co))
 		return strcmp(co->mirror->status, "running") == 0;
-	if (co->newest->previous_status == NULL ||
-		strcmp(co->newest->previous_status, "running") != 0)
+	if (co->newest->previous_status == NULL || strcmp(co->newest->previous_status, "running") != 0)
 		return false;
 	if (co->newest->phase == PHASE_SWAP)
 		return co->newest->keep_serving && GetCurrentTimestamp() < co->swap_not_before;
 	return co->newest->phase == PHASE_VALIDATE || co->newest->keep_serving;
+}
+
+/*
+ * A mirror at rest whose slot is lost can only be rebuilt.
+ */
+static void
+check_resting_slot(Coordinator *co)
+{
+	if (co->live == NULL || co->live->phase != PHASE_STREAM || co->live->slot_name == NULL ||
+		resync_worker_slot_usable(co->live->slot_name))
+		return;
+	ereport(
+		ERROR,
+		(errcode(RESYNC_ERRCODE_NEEDS_RESYNC),
+		 errmsg("replication slot \"%s\" was lost while the mirror was %s", co->live->slot_name,
+				co->mirror->status),
+		 errdetail("It held more WAL than max_slot_wal_keep_size allows, or somebody dropped it."),
+		 errhint("Run peerdb_resync() to rebuild the mirror.")));
+}
+
+/*
+ * Did the server crash while we were at this step?  "Started" is noted with
+ * the postmaster's start and its crash restarts so far, so that a shutdown or
+ * pg_terminate_backend does not count.  After two in a row nothing is started
+ * any more: a crash takes everybody's sessions with it.
+ */
+static void
+note_start(Coordinator *co, RunRow *run)
+{
+	char		 name[128];
+	TimestampTz	 started;
+	unsigned int epoch;
+	int			 crashes = run->crashes;
+
+	if (co->noted_run == run->run && co->noted_phase == run->phase)
+		return;
+	if (run->step != NULL && sscanf(run->step, INT64_FORMAT "/%u", &started, &epoch) == 2)
+	{
+		if (started == PgStartTime && epoch < ResyncShmem->crash_epoch)
+			crashes++;
+	}
+	else
+		crashes = 0;
+	snprintf(name, sizeof(name), INT64_FORMAT "/%u", PgStartTime, ResyncShmem->crash_epoch);
+	resync_catalog_begin();
+	resync_catalog_note_start(run->run, name, crashes);
+	resync_catalog_commit();
+	co->noted_run = run->run;
+	co->noted_phase = run->phase;
+	if (crashes >= MAX_CRASHES)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INTERNAL_ERROR),
+			 errmsg("the server crashed %d times in a row while mirror \"%s\" was in phase %s",
+					crashes, co->mirror->name, resync_catalog_phase_name(run->phase)),
+			 errdetail(
+				 "Nothing is started for the mirror any more, so that the server is safe from it."),
+			 errhint(
+				 "Look into the server log for the cause, then use peerdb_resume_mirror() or peerdb_resync().")));
 }
 
 /*
@@ -489,7 +587,7 @@ should_serve(Coordinator *co)
 static long
 step(Coordinator *co, volatile bool *in_build)
 {
-	long		nap = IDLE_NAP_MS;
+	long nap = IDLE_NAP_MS;
 
 	*in_build = false;
 	read_state(co);
@@ -519,14 +617,22 @@ step(Coordinator *co, volatile bool *in_build)
 		return TimestampDifferenceMilliseconds(GetCurrentTimestamp(), co->not_before) + 1;
 
 	if (should_serve(co))
+	{
+		if (!is_building(co))
+			note_start(co, co->live);
 		nap = step_serving(co);
+	}
 	else if (!is_building(co))
+	{
+		check_resting_slot(co);
 		return FINISHED;
+	}
 	if (is_building(co))
 	{
-		long		n;
+		long n;
 
 		*in_build = true;
+		note_start(co, co->newest);
 		n = resync_build_step(co);
 		nap = Min(nap, n);
 	}
@@ -543,7 +649,7 @@ guarded_step(Coordinator *co)
 {
 	volatile bool in_build = false;
 	volatile long nap = 0;
-	ErrorData  *volatile failed = NULL;
+	ErrorData *volatile failed = NULL;
 
 	PG_TRY();
 	{
@@ -587,10 +693,9 @@ void
 resync_coordinator_main(Datum arg)
 {
 	MemoryContext context;
-	Coordinator *co;
+	Coordinator	 *co;
 
-	context = AllocSetContextCreate(TopMemoryContext, "resync coordinator",
-									ALLOCSET_DEFAULT_SIZES);
+	context = AllocSetContextCreate(TopMemoryContext, "resync coordinator", ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(context);
 	co = palloc0(sizeof(Coordinator));
 	co->context = context;
@@ -605,7 +710,7 @@ resync_coordinator_main(Datum arg)
 
 	for (;;)
 	{
-		long		nap;
+		long nap;
 
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
@@ -619,7 +724,7 @@ resync_coordinator_main(Datum arg)
 		nap = guarded_step(co);
 		if (nap == FINISHED)
 		{
-			bool		finished;
+			bool finished;
 
 			/* unless somebody asked for more meanwhile */
 			LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);

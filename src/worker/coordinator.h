@@ -14,65 +14,68 @@
 /* A run that this coordinator works for, with its processes. */
 typedef struct RunCtl
 {
-	int64		run;			/* 0: unused */
-	RunShared  *rs;
+	int64					run; /* 0: unused */
+	RunShared			   *rs;
 	BackgroundWorkerHandle *streamer;
-	int			streamer_failures;
-	TimestampTz streamer_not_before;
+	int						streamer_failures;
+	TimestampTz				streamer_not_before;
 	BackgroundWorkerHandle *copiers[RESYNC_MAX_COPIERS];
-	int			copier_failures;
-	TimestampTz copier_not_before;
-	bool		shortfall_logged;
-	TimestampTz noted_at;		/* counters last written to the catalog */
-	XLogRecPtr	noted_lsn;
+	int						copier_failures;
+	TimestampTz				copier_not_before;
+	bool					shortfall_logged;
+	TimestampTz				noted_at; /* counters last written to the catalog */
+	XLogRecPtr				noted_lsn;
 } RunCtl;
 
 /* What phase load knows while this coordinator lives. */
 typedef struct LoadState
 {
-	int			snapshot;		/* how-manieth is held now, 0 = none */
-	bool		synced;			/* done-marks were read */
+	int			  snapshot; /* how-manieth is held now, 0 = none */
+	bool		  synced;	/* done-marks were read */
 	RunPartition *partitions;
-	int			npartitions;
-	int			ndone;
+	int			  npartitions;
+	int			  ndone;
 	MemoryContext context;
 } LoadState;
 
 typedef struct Coordinator
 {
-	WorkerArgs	args;
+	WorkerArgs	  args;
 	MirrorShared *ms;
 	MemoryContext context;
 	MemoryContext step_context; /* reset per step */
-	MirrorRow  *mirror;			/* in step_context, as are the two runs */
-	RunRow	   *newest;
-	RunRow	   *live;			/* NULL: none serves */
-	RunCtl		build;			/* the run under construction */
-	RunCtl		serving;		/* the live run */
-	WorkerRun  *run;			/* of the build, in run_context; NULL: not read */
+	MirrorRow	 *mirror;		/* in step_context, as are the two runs */
+	RunRow		 *newest;
+	RunRow		 *live;	   /* NULL: none serves */
+	RunCtl		  build;   /* the run under construction */
+	RunCtl		  serving; /* the live run */
+	WorkerRun	 *run;	   /* of the build, in run_context; NULL: not read */
 	MemoryContext run_context;
-	Destination *dest;			/* for the build's DDL; NULL: not connected */
-	LoadState	load;
-	XLogRecPtr	level_target;	/* catch_up: where "level" is tried */
-	TimestampTz level_since;
-	int			swap_tries;
-	TimestampTz swap_not_before;
-	int			failures;		/* transient errors in a row */
-	TimestampTz not_before;
+	Destination	 *dest; /* for the build's DDL; NULL: not connected */
+	LoadState	  load;
+	XLogRecPtr	  level_target; /* catch_up: where "level" is tried */
+	TimestampTz	  level_since;
+	int			  swap_tries;
+	TimestampTz	  swap_not_before;
+	int64		  noted_run; /* note_start() */
+	RunPhase	  noted_phase;
+	TimestampTz	  holder_shown; /* show_wal_holder() */
+	int			  failures;		/* transient errors in a row */
+	TimestampTz	  not_before;
 } Coordinator;
 
 /* children.c */
-extern void resync_children_attach(Coordinator *co, RunCtl *ctl, int64 run);
+extern void			 resync_children_attach(Coordinator *co, RunCtl *ctl, int64 run);
 extern StreamerState resync_children_streamer(RunCtl *ctl, const WorkerArgs *args,
 											  StreamerCommand command, XLogRecPtr hold_at_least);
-extern void resync_children_dismiss_copiers(RunCtl *ctl);
-extern void resync_children_stop_copiers(RunCtl *ctl);
-extern void resync_children_stop(RunCtl *ctl);
-extern void resync_children_detach(RunCtl *ctl);
-extern void resync_children_kill(RunCtl *ctl);
-extern void resync_children_note(Coordinator *co, RunCtl *ctl, bool force);
-extern void resync_children_raise(ResyncErrorReport *report);
-extern bool resync_children_reap_copier(RunCtl *ctl, int i, bool *died);
+extern void			 resync_children_dismiss_copiers(RunCtl *ctl);
+extern void			 resync_children_stop_copiers(RunCtl *ctl);
+extern void			 resync_children_stop(RunCtl *ctl);
+extern void			 resync_children_detach(RunCtl *ctl);
+extern void			 resync_children_kill(RunCtl *ctl);
+extern void			 resync_children_note(Coordinator *co, RunCtl *ctl, bool force);
+extern void			 resync_children_raise(ResyncErrorReport *report);
+extern bool			 resync_children_reap_copier(RunCtl *ctl, int i, bool *died);
 
 /* build.c: one step of the run under construction; ms to wait for the next */
 extern long resync_build_step(Coordinator *co);
@@ -89,4 +92,4 @@ extern void resync_load_forget(Coordinator *co);
 /* coordinator.c */
 extern bool resync_coordinator_kicked(void);
 
-#endif							/* RESYNC_COORDINATOR_H */
+#endif /* RESYNC_COORDINATOR_H */

@@ -35,28 +35,28 @@
 
 typedef struct Copier
 {
-	WorkerArgs	args;
-	RunShared  *rs;
-	CopierShared *cs;
-	WorkerRun  *run;
-	Destination *dest;
-	char		snapshot_name[MAXPGPATH];
+	WorkerArgs		   args;
+	RunShared		  *rs;
+	CopierShared	  *cs;
+	WorkerRun		  *run;
+	Destination		  *dest;
+	char			   snapshot_name[MAXPGPATH];
 	const ResyncTable *current;
 	/* rate limit: bytes sent since, and from when */
-	TimestampTz rate_start;
-	int64		rate_bytes;
-	int			rate_limit;		/* kB/s it was measured with */
+	TimestampTz	  rate_start;
+	int64		  rate_bytes;
+	int			  rate_limit; /* kB/s it was measured with */
 	MemoryContext context;
 	MemoryContext partition_context;
 } Copier;
 
-static RunShared *my_run = NULL;
+static RunShared	*my_run = NULL;
 static CopierShared *my_copier = NULL;
 
 static void
 copier_exit(int code, Datum arg)
 {
-	int			coordinator;
+	int coordinator;
 
 	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
 	coordinator = my_run->coordinator_pgprocno;
@@ -75,6 +75,17 @@ set_state(Copier *c, CopierState state)
 {
 	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
 	c->cs->state = state;
+	LWLockRelease(ResyncShmem->lock);
+	resync_shmem_wake(c->rs->coordinator_pgprocno);
+}
+
+/* Ready, unless the load was over before that. */
+static void
+report_for_work(Copier *c)
+{
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+	if (c->cs->state == COPIER_STARTING)
+		c->cs->state = COPIER_IDLE;
 	LWLockRelease(ResyncShmem->lock);
 	resync_shmem_wake(c->rs->coordinator_pgprocno);
 }
@@ -143,8 +154,7 @@ keep_rate(Copier *c, int64 bytes)
 		}
 		for (int i = 0; i < c->rs->ncopiers; i++)
 			copiers += (c->rs->copiers[i].state == COPIER_WORKING);
-		allowed = (now - c->rate_start) / 1000000.0 *
-			c->rate_limit * 1024.0 / Max(copiers, 1);
+		allowed = (now - c->rate_start) / 1000000.0 * c->rate_limit * 1024.0 / Max(copiers, 1);
 		if (bytes - c->rate_bytes <= allowed)
 			return;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 20,
@@ -161,10 +171,10 @@ static int64
 copy_rows(Copier *c, const ResyncTable *table, Relation rel)
 {
 	const DestinationRoutine *routine = c->run->routine;
-	SnapshotScan *scan;
-	TupleTableSlot *slot;
-	int64		rows = 0;
-	int64		acknowledged;
+	SnapshotScan			 *scan;
+	TupleTableSlot			 *slot;
+	int64					  rows = 0;
+	int64					  acknowledged;
 
 	if (!routine->load_begin(c->dest, table, RelationGetDescr(rel), c->cs->partition))
 		return -1;
@@ -174,7 +184,7 @@ copy_rows(Copier *c, const ResyncTable *table, Relation rel)
 		routine->load_row(c->dest, slot);
 		if (++rows % PROGRESS_ROWS == 0)
 		{
-			int64		bytes = routine->load_bytes(c->dest);
+			int64 bytes = routine->load_bytes(c->dest);
 
 			pg_atomic_write_u64(&c->cs->rows, rows);
 			pg_atomic_write_u64(&c->cs->bytes, bytes);
@@ -193,7 +203,8 @@ copy_rows(Copier *c, const ResyncTable *table, Relation rel)
 	if (acknowledged != rows)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("the destination acknowledged " INT64_FORMAT " rows of a partition of table \"%s.%s\", " INT64_FORMAT " were read",
+				 errmsg("the destination acknowledged " INT64_FORMAT
+						" rows of a partition of table \"%s.%s\", " INT64_FORMAT " were read",
 						acknowledged, table->schema, table->name, rows)));
 	return acknowledged;
 }
@@ -205,16 +216,16 @@ static void
 load_partition(Copier *c)
 {
 	const ResyncTable *table = c->run->tables[c->cs->ordinal];
-	Relation	rel;
-	int64		acknowledged = 0;
-	bool		current;
+	Relation		   rel;
+	int64			   acknowledged = 0;
+	bool			   current;
 
 	c->current = table;
 	c->rate_limit = 0;
 	pg_atomic_write_u64(&c->cs->rows, 0);
 	pg_atomic_write_u64(&c->cs->bytes, 0);
-	resync_worker_activity("mirror %s: loading %s.%s, partition " INT64_FORMAT,
-						   c->run->id.mirror, table->schema, table->name, c->cs->partition);
+	resync_worker_activity("mirror %s: loading %s.%s, partition " INT64_FORMAT, c->run->id.mirror,
+						   table->schema, table->name, c->cs->partition);
 
 	StartTransactionCommand();
 	XactIsoLevel = XACT_REPEATABLE_READ;
@@ -245,8 +256,8 @@ load_partition(Copier *c)
 static void
 register_copier(Copier *c)
 {
-	PGPROC	   *leader = NULL;
-	pid_t		leader_pid = 0;
+	PGPROC *leader = NULL;
+	pid_t	leader_pid = 0;
 
 	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
 	c->rs = resync_shmem_find_run(MyDatabaseId, c->args.run);
@@ -274,7 +285,7 @@ register_copier(Copier *c)
 void
 resync_copier_main(Datum arg)
 {
-	Copier	   *c;
+	Copier		 *c;
 	MemoryContext context;
 
 	context = AllocSetContextCreate(TopMemoryContext, "resync copier", ALLOCSET_DEFAULT_SIZES);
@@ -298,14 +309,14 @@ resync_copier_main(Datum arg)
 
 		c->dest = c->run->routine->open(c->run->peer, &c->run->id,
 										psprintf("resync copier %s", c->run->id.mirror));
-		set_state(c, COPIER_IDLE);
+		report_for_work(c);
 		while (wait_for_partition(c))
 			load_partition(c);
 		c->run->routine->close(c->dest);
 	}
 	PG_CATCH();
 	{
-		ErrorData  *edata;
+		ErrorData *edata;
 
 		MemoryContextSwitchTo(context);
 		edata = CopyErrorData();

@@ -29,10 +29,10 @@
 void
 resync_debug_point(const char *name)
 {
-	char		path[MAXPGPATH];
-	char		line[256];
-	char	   *action = line;
-	FILE	   *f;
+	char  path[MAXPGPATH];
+	char  line[256];
+	char *action = line;
+	FILE *f;
 
 	snprintf(path, sizeof(path), "%s/resync_debug/%s", DataDir, name);
 	for (;;)
@@ -49,20 +49,16 @@ resync_debug_point(const char *name)
 		{
 			action = line + 5;
 			if (unlink(path) != 0)
-				return;			/* another process was faster */
+				return; /* another process was faster */
 		}
 		if (strncmp(action, "error", 5) == 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_INTERNAL_ERROR),
-					 errmsg("debug point \"%s\"%s", name, action + 5)));
+			ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR),
+							errmsg("debug point \"%s\"%s", name, action + 5)));
 		if (strncmp(action, "lost", 4) == 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_CONNECTION_FAILURE),
-					 errmsg("debug point \"%s\": connection lost", name)));
+			ereport(ERROR, (errcode(ERRCODE_CONNECTION_FAILURE),
+							errmsg("debug point \"%s\": connection lost", name)));
 		if (strcmp(action, "fatal") == 0)
-			ereport(FATAL,
-					(errcode(ERRCODE_ADMIN_SHUTDOWN),
-					 errmsg("debug point \"%s\"", name)));
+			ereport(FATAL, (errcode(ERRCODE_ADMIN_SHUTDOWN), errmsg("debug point \"%s\"", name)));
 		if (strcmp(action, "crash") == 0)
 			kill(MyProcPid, SIGKILL);
 		if (strcmp(action, "wait") != 0)
@@ -75,4 +71,4 @@ resync_debug_point(const char *name)
 	}
 }
 
-#endif							/* RESYNC_DEBUG */
+#endif /* RESYNC_DEBUG */

@@ -37,16 +37,15 @@ key_column(const ResyncTable *table, int keypos)
 		if (table->cols[c].keypos == keypos)
 			return &table->cols[c];
 	}
-	elog(ERROR, "key column %d of table \"%s.%s\" is missing", keypos, table->schema,
-		 table->name);
-	return NULL;				/* not reached */
+	elog(ERROR, "key column %d of table \"%s.%s\" is missing", keypos, table->schema, table->name);
+	return NULL; /* not reached */
 }
 
 static char *
 operator_schema(Oid opr)
 {
-	HeapTuple	tup = SearchSysCache1(OPEROID, ObjectIdGetDatum(opr));
-	char	   *schema;
+	HeapTuple tup = SearchSysCache1(OPEROID, ObjectIdGetDatum(opr));
+	char	 *schema;
 
 	if (!HeapTupleIsValid(tup))
 		elog(ERROR, "cache lookup failed for operator %u", opr);
@@ -61,14 +60,14 @@ operator_schema(Oid opr)
 static Datum
 decode_field(const ResyncColumn *col, char *data, int len)
 {
-	Oid			fn;
-	Oid			ioparam;
+	Oid fn;
+	Oid ioparam;
 
 	if (strcmp(col->wire, "binary") == 0)
 	{
 		StringInfoData buf;
-		char		saved = data[len];
-		Datum		value;
+		char		   saved = data[len];
+		Datum		   value;
 
 		if (col->wire_info != NULL)
 			ereport(ERROR,
@@ -94,12 +93,11 @@ decode_field(const ResyncColumn *col, char *data, int len)
  * are put into the arrays.
  */
 static char *
-build_query(const ResyncTable *table, const char *key, uint32 key_len, Datum *values,
-			Oid *types)
+build_query(const ResyncTable *table, const char *key, uint32 key_len, Datum *values, Oid *types)
 {
 	StringInfoData sql;
-	char	   *pos = palloc(key_len + 1);
-	const char *sep = "";
+	char		  *pos = palloc(key_len + 1);
+	const char	  *sep = "";
 
 	memcpy(pos, key, key_len);
 	initStringInfo(&sql);
@@ -112,8 +110,8 @@ build_query(const ResyncTable *table, const char *key, uint32 key_len, Datum *va
 	for (int k = 1; k <= table->nkeys; k++)
 	{
 		const ResyncColumn *col = key_column(table, k);
-		TypeCacheEntry *tce = lookup_type_cache(col->typid, TYPECACHE_EQ_OPR);
-		uint32		len;
+		TypeCacheEntry	   *tce = lookup_type_cache(col->typid, TYPECACHE_EQ_OPR);
+		uint32				len;
 
 		if (!OidIsValid(tce->eq_opr))
 			elog(ERROR, "type %s has no equality operator", format_type_be(col->typid));
@@ -122,10 +120,9 @@ build_query(const ResyncTable *table, const char *key, uint32 key_len, Datum *va
 		types[k - 1] = col->typid;
 		values[k - 1] = decode_field(col, pos + 4, (int) len);
 		pos += 4 + len;
-		appendStringInfo(&sql, "%s%s OPERATOR(%s.%s) $%d", k > 1 ? " AND " : "",
-						 quote_identifier(col->name),
-						 quote_identifier(operator_schema(tce->eq_opr)),
-						 get_opname(tce->eq_opr), k);
+		appendStringInfo(
+			&sql, "%s%s OPERATOR(%s.%s) $%d", k > 1 ? " AND " : "", quote_identifier(col->name),
+			quote_identifier(operator_schema(tce->eq_opr)), get_opname(tce->eq_opr), k);
 	}
 	return sql.data;
 }
@@ -134,12 +131,12 @@ bool
 resync_fetch_row(void *arg, const ResyncTable *table, const char *key, uint32 key_len,
 				 StringInfo out)
 {
-	Destination *dest = arg;
+	Destination	 *dest = arg;
 	MemoryContext context = CurrentMemoryContext;
-	Datum		values[INDEX_MAX_KEYS];
-	Oid			types[INDEX_MAX_KEYS];
-	bool		found = false;
-	char	   *sql;
+	Datum		  values[INDEX_MAX_KEYS];
+	Oid			  types[INDEX_MAX_KEYS];
+	bool		  found = false;
+	char		 *sql;
 
 	InvalidateSystemCaches();
 	StartTransactionCommand();

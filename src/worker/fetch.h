@@ -8,7 +8,7 @@
 #include "destination/destination.h"
 
 /* A FetchRowFn; arg is the Destination that makes encoders. */
-extern bool resync_fetch_row(void *arg, const ResyncTable *table, const char *key,
-							 uint32 key_len, StringInfo out);
+extern bool resync_fetch_row(void *arg, const ResyncTable *table, const char *key, uint32 key_len,
+							 StringInfo out);
 
-#endif							/* RESYNC_FETCH_H */
+#endif /* RESYNC_FETCH_H */

@@ -52,7 +52,7 @@
 #include "worker/shmem.h"
 
 static ProcessUtility_hook_type prev_process_utility = NULL;
-static object_access_hook_type prev_object_access = NULL;
+static object_access_hook_type	prev_object_access = NULL;
 
 #define STOP_TIMEOUT_MS 30000
 
@@ -70,7 +70,7 @@ database_of(Node *stmt)
 		name = ((RenameStmt *) stmt)->subname;
 	else if (IsA(stmt, AlterDatabaseStmt))
 	{
-		ListCell   *lc;
+		ListCell *lc;
 
 		foreach(lc, ((AlterDatabaseStmt *) stmt)->options)
 		{
@@ -80,11 +80,11 @@ database_of(Node *stmt)
 	}
 	else if (IsA(stmt, CreatedbStmt))
 	{
-		ListCell   *lc;
+		ListCell *lc;
 
 		foreach(lc, ((CreatedbStmt *) stmt)->options)
 		{
-			DefElem    *opt = lfirst(lc);
+			DefElem *opt = lfirst(lc);
 
 			if (strcmp(opt->defname, "template") == 0 && opt->arg != NULL)
 				name = defGetString(opt);
@@ -97,7 +97,7 @@ static void
 block_database(Oid database, bool block)
 {
 	DatabaseShared *ds;
-	int			launcher;
+	int				launcher;
 
 	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
 	ds = resync_shmem_database(database, true);
@@ -131,14 +131,14 @@ stop_database(Oid database)
 static bool
 database_is_used(Oid database)
 {
-	bool		used = false;
+	bool used = false;
 
 	if (resync_shmem_signal_workers(database, 0) > 0)
 		return true;
 	LWLockAcquire(ResyncShmem->lock, LW_SHARED);
 	for (int i = 0; i < resync_max_mirrors && !used; i++)
-		used = ResyncShmem->mirrors[i].in_use &&
-			ResyncShmem->mirrors[i].database == database && ResyncShmem->mirrors[i].wanted;
+		used = ResyncShmem->mirrors[i].in_use && ResyncShmem->mirrors[i].database == database &&
+			   ResyncShmem->mirrors[i].wanted;
 	LWLockRelease(ResyncShmem->lock);
 	return used;
 }
@@ -149,7 +149,7 @@ database_is_used(Oid database)
 static void
 note_ddl(Oid relid, const char *what)
 {
-	char	   *text;
+	char *text;
 
 	if (!OidIsValid(relid) || wal_level < WAL_LEVEL_LOGICAL)
 		return;
@@ -160,25 +160,25 @@ note_ddl(Oid relid, const char *what)
 static void
 note_alter_table(AlterTableStmt *stmt)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	foreach(lc, stmt->cmds)
 	{
 		AlterTableCmd *cmd = lfirst(lc);
-		Oid			parent = InvalidOid;
-		const char *what = NULL;
+		Oid			   parent = InvalidOid;
+		const char	  *what = NULL;
 
 		if (cmd->subtype == AT_AttachPartition || cmd->subtype == AT_DetachPartition)
 		{
 			parent = RangeVarGetRelid(stmt->relation, NoLock, true);
-			what = cmd->subtype == AT_AttachPartition ? "A partition was attached." :
-				"A partition was detached.";
+			what = cmd->subtype == AT_AttachPartition ? "A partition was attached."
+													  : "A partition was detached.";
 		}
 		else if (cmd->subtype == AT_AddInherit || cmd->subtype == AT_DropInherit)
 		{
 			parent = RangeVarGetRelid((RangeVar *) cmd->def, NoLock, true);
-			what = cmd->subtype == AT_AddInherit ? "A child table was added." :
-				"A child table was removed.";
+			what = cmd->subtype == AT_AddInherit ? "A child table was added."
+												 : "A child table was removed.";
 		}
 		if (what != NULL)
 			note_ddl(parent, what);
@@ -213,8 +213,8 @@ note_drop_table(Oid relid)
 
 static void
 call_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
-			 ProcessUtilityContext context, ParamListInfo params,
-			 QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
+			 ProcessUtilityContext context, ParamListInfo params, QueryEnvironment *env,
+			 DestReceiver *dest, QueryCompletion *qc)
 {
 	if (prev_process_utility)
 		prev_process_utility(pstmt, query, read_only_tree, context, params, env, dest, qc);
@@ -224,11 +224,11 @@ call_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 
 static void
 process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
-				ProcessUtilityContext context, ParamListInfo params,
-				QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
+				ProcessUtilityContext context, ParamListInfo params, QueryEnvironment *env,
+				DestReceiver *dest, QueryCompletion *qc)
 {
-	Node	   *stmt = pstmt->utilityStmt;
-	Oid			database = ResyncShmem != NULL ? database_of(stmt) : InvalidOid;
+	Node *stmt = pstmt->utilityStmt;
+	Oid	  database = ResyncShmem != NULL ? database_of(stmt) : InvalidOid;
 
 	if (OidIsValid(database) && database != MyDatabaseId &&
 		pg_database_ownercheck(database, GetUserId()) && database_is_used(database))
@@ -261,12 +261,11 @@ object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, 
 		prev_object_access(access, class_id, object_id, sub_id, arg);
 	if (access != OAT_DROP || ResyncShmem == NULL || sub_id != 0)
 		return;
-	if (class_id == ExtensionRelationId &&
-		object_id == get_extension_oid(RESYNC_EXTENSION, true))
+	if (class_id == ExtensionRelationId && object_id == get_extension_oid(RESYNC_EXTENSION, true))
 		resync_shmem_extension_drop_at_commit();
 	else if (class_id == RelationRelationId && database_is_used(MyDatabaseId))
 	{
-		char		kind = get_rel_relkind(object_id);
+		char kind = get_rel_relkind(object_id);
 
 		if (kind == RELKIND_RELATION || kind == RELKIND_PARTITIONED_TABLE)
 			note_drop_table(object_id);

@@ -8,4 +8,4 @@
 /* _PG_init, in the postmaster. */
 extern void resync_hooks_install(void);
 
-#endif							/* RESYNC_HOOKS_H */
+#endif /* RESYNC_HOOKS_H */

@@ -21,6 +21,8 @@
 #include "access/xact.h"
 #include "catalog/catalog.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
 #include "miscadmin.h"
 #include "net/retry.h"
 #include "pgstat.h"
@@ -35,16 +37,17 @@
 
 #define RECHECK_INTERVAL_MS 60000
 #define START_TIMEOUT_MS 10000
+#define SLOT_CHECK_MS 10000
 
 /* Coordinators that this launcher started and that have not reported yet. */
 typedef struct Starting
 {
-	MirrorShared *ms;
+	MirrorShared		   *ms;
 	BackgroundWorkerHandle *handle;
 } Starting;
 
-static Starting *starting;		/* resync_max_mirrors entries */
-static Oid	probing = InvalidOid;
+static Starting				  *starting; /* resync_max_mirrors entries */
+static Oid					   probing = InvalidOid;
 static BackgroundWorkerHandle *probe_handle = NULL;
 
 void
@@ -76,9 +79,9 @@ launcher_exit(int code, Datum arg)
 static void
 probe_all_databases(void)
 {
-	Relation	rel;
+	Relation	  rel;
 	TableScanDesc scan;
-	HeapTuple	tup;
+	HeapTuple	  tup;
 
 	StartTransactionCommand();
 	(void) GetTransactionSnapshot();
@@ -87,7 +90,7 @@ probe_all_databases(void)
 	while ((tup = heap_getnext(scan, ForwardScanDirection)) != NULL)
 	{
 		Form_pg_database db = (Form_pg_database) GETSTRUCT(tup);
-		DatabaseShared *ds;
+		DatabaseShared	*ds;
 
 		if (!db->datallowconn)
 			continue;
@@ -117,9 +120,9 @@ recheck_databases(void)
 	for (int i = 0; i < max_replication_slots; i++)
 	{
 		ReplicationSlot *slot = &ReplicationSlotCtl->replication_slots[i];
-		Oid			database;
-		int64		run;
-		DatabaseShared *ds;
+		Oid				 database;
+		int64			 run;
+		DatabaseShared	*ds;
 
 		if (!slot->in_use ||
 			!resync_worker_parse_slot_name(NameStr(slot->data.name), &database, &run) ||
@@ -131,7 +134,7 @@ recheck_databases(void)
 	}
 	for (int i = 0; i < resync_max_mirrors; i++)
 	{
-		MirrorShared *ms = &ResyncShmem->mirrors[i];
+		MirrorShared   *ms = &ResyncShmem->mirrors[i];
 		DatabaseShared *ds;
 
 		if (!ms->in_use || !ms->wanted)
@@ -144,12 +147,41 @@ recheck_databases(void)
 	LWLockRelease(ReplicationSlotControlLock);
 }
 
+/*
+ * A slot that was invalidated while nobody uses it: the probe has its mirror
+ * told.
+ */
+static void
+watch_slots(void)
+{
+	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < max_replication_slots; i++)
+	{
+		ReplicationSlot *slot = &ReplicationSlotCtl->replication_slots[i];
+		Oid				 database;
+		int64			 run;
+		DatabaseShared	*ds;
+
+		if (!slot->in_use || slot->active_pid != 0 ||
+			!XLogRecPtrIsInvalid(slot->data.restart_lsn) ||
+			!resync_worker_parse_slot_name(NameStr(slot->data.name), &database, &run) ||
+			database != slot->data.database)
+			continue;
+		ds = resync_shmem_database(database, true);
+		if (ds != NULL)
+			ds->probe = true;
+	}
+	LWLockRelease(ResyncShmem->lock);
+	LWLockRelease(ReplicationSlotControlLock);
+}
+
 /* One probe at a time.  Returns ms until it should be called again, or -1. */
 static long
 run_probes(void)
 {
-	WorkerArgs	args;
-	pid_t		pid;
+	WorkerArgs args;
+	pid_t	   pid;
 
 	if (probe_handle != NULL)
 	{
@@ -197,8 +229,8 @@ run_probes(void)
 static void
 check_starting(MirrorShared *ms, int i)
 {
-	pid_t		pid;
-	bool		failed;
+	pid_t pid;
+	bool  failed;
 
 	if (!ms->starting)
 		return;
@@ -235,15 +267,15 @@ check_starting(MirrorShared *ms, int i)
 static long
 run_coordinators(void)
 {
-	long		nap = -1;
+	long nap = -1;
 
 	for (int i = 0; i < resync_max_mirrors; i++)
 	{
-		MirrorShared *ms = &ResyncShmem->mirrors[i];
-		WorkerArgs	args;
+		MirrorShared   *ms = &ResyncShmem->mirrors[i];
+		WorkerArgs		args;
 		DatabaseShared *ds;
-		TimestampTz now = GetCurrentTimestamp();
-		long		wait = 0;
+		TimestampTz		now = GetCurrentTimestamp();
+		long			wait = 0;
 
 		if (!ms->in_use)
 			continue;
@@ -276,13 +308,13 @@ run_coordinators(void)
 				ereport(LOG,
 						(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 						 errmsg("no background worker is free for mirror " INT64_FORMAT
-								" of database %u", args.mirror, args.database),
+								" of database %u",
+								args.mirror, args.database),
 						 errhint("You might need to increase \"%s\".", "max_worker_processes")));
 				LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
 				ms->starting = false;
 				ms->failures++;
-				ms->not_before = TimestampTzPlusMilliseconds(now,
-															 resync_retry_delay(ms->failures));
+				ms->not_before = TimestampTzPlusMilliseconds(now, resync_retry_delay(ms->failures));
 				LWLockRelease(ResyncShmem->lock);
 				wait = resync_retry_delay(ms->failures);
 			}
@@ -302,7 +334,7 @@ run_coordinators(void)
 static long
 drop_slots_of_dropped(void)
 {
-	long		nap = -1;
+	long nap = -1;
 
 	for (int i = 0; i < RESYNC_MAX_DATABASES; i++)
 	{
@@ -321,8 +353,7 @@ drop_slots_of_dropped(void)
 		ds->probe = true;
 		for (int j = 0; j < resync_max_mirrors; j++)
 		{
-			if (ResyncShmem->mirrors[j].in_use &&
-				ResyncShmem->mirrors[j].database == ds->database)
+			if (ResyncShmem->mirrors[j].in_use && ResyncShmem->mirrors[j].database == ds->database)
 				ResyncShmem->mirrors[j].wanted = false;
 		}
 		LWLockRelease(ResyncShmem->lock);
@@ -368,8 +399,8 @@ resync_launcher_main(Datum arg)
 
 	for (;;)
 	{
-		long		nap = RECHECK_INTERVAL_MS;
-		long		n;
+		long nap = SLOT_CHECK_MS;
+		long n;
 
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
@@ -383,6 +414,7 @@ resync_launcher_main(Datum arg)
 			recheck_databases();
 			next_check = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), RECHECK_INTERVAL_MS);
 		}
+		watch_slots();
 		if (!resync_enabled)
 			stop_all();
 		if ((n = drop_slots_of_dropped()) >= 0)
@@ -405,16 +437,16 @@ resync_launcher_main(Datum arg)
 static void
 drop_orphaned_slots(bool have_extension)
 {
-	char	  (*names)[NAMEDATALEN];
-	int			n = 0;
+	char(*names)[NAMEDATALEN];
+	int n = 0;
 
 	names = palloc(max_replication_slots * NAMEDATALEN);
 	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
 	for (int i = 0; i < max_replication_slots; i++)
 	{
 		ReplicationSlot *slot = &ReplicationSlotCtl->replication_slots[i];
-		Oid			database;
-		int64		run;
+		Oid				 database;
+		int64			 run;
 
 		if (slot->in_use && slot->active_pid == 0 && slot->data.database == MyDatabaseId &&
 			resync_worker_parse_slot_name(NameStr(slot->data.name), &database, &run) &&
@@ -425,14 +457,14 @@ drop_orphaned_slots(bool have_extension)
 
 	for (int i = 0; i < n; i++)
 	{
-		Oid			database;
-		int64		run;
-		bool		claimed = false;
+		Oid	  database;
+		int64 run;
+		bool  claimed = false;
 
 		(void) resync_worker_parse_slot_name(names[i], &database, &run);
 		if (have_extension)
 		{
-			RunRow	   *r;
+			RunRow *r;
 
 			resync_catalog_begin();
 			r = resync_catalog_run(run);
@@ -440,18 +472,46 @@ drop_orphaned_slots(bool have_extension)
 			resync_catalog_commit();
 		}
 		if (!claimed && resync_worker_drop_slot(names[i]))
-			ereport(LOG, (errmsg("dropped replication slot \"%s\", which belongs to no run",
-								 names[i])));
+			ereport(LOG,
+					(errmsg("dropped replication slot \"%s\", which belongs to no run", names[i])));
 	}
+}
+
+/*
+ * Mirrors at rest (paused, failed) whose slot is lost or gone: a coordinator
+ * looks, and leaves them failed with the reason.
+ */
+static void
+wake_without_slot(void)
+{
+	uint64 n;
+
+	resync_catalog_begin();
+	n = resync_catalog_exec(
+		"SELECT m.id FROM peerdb._mirror m JOIN peerdb._run r ON r.run = m.live_run"
+		" WHERE r.phase = 'stream' AND m.status IN ('paused', 'failed')"
+		" AND m.database_oid = $1 AND NOT EXISTS"
+		" (SELECT FROM pg_catalog.pg_replication_slots s"
+		" WHERE s.slot_name = r.slot_name AND s.restart_lsn IS NOT NULL)",
+		SPI_OK_SELECT, 1, OIDOID, ObjectIdGetDatum(MyDatabaseId), false);
+	for (uint64 i = 0; i < n; i++)
+	{
+		bool  isnull;
+		Datum id = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
+
+		(void) resync_shmem_want_mirror(MyDatabaseId, DatumGetInt64(id), false);
+	}
+	resync_catalog_finish();
+	resync_catalog_commit();
 }
 
 void
 resync_probe_main(Datum arg)
 {
-	WorkerArgs	args;
-	bool		exists;
-	int64	   *mirrors = NULL;
-	int			nmirrors = 0;
+	WorkerArgs	  args;
+	bool		  exists;
+	int64		 *mirrors = NULL;
+	int			  nmirrors = 0;
 	MemoryContext context;
 
 	memcpy(&args, MyBgworkerEntry->bgw_extra, sizeof(args));
@@ -473,6 +533,8 @@ resync_probe_main(Datum arg)
 
 	for (int i = 0; i < nmirrors; i++)
 		(void) resync_shmem_want_mirror(MyDatabaseId, mirrors[i], false);
+	if (exists)
+		wake_without_slot();
 	drop_orphaned_slots(exists);
 	proc_exit(0);
 }

@@ -35,19 +35,19 @@ resync_load_forget(Coordinator *co)
 static void
 plan_partitions(Coordinator *co)
 {
-	int64		number = 1;
+	int64 number = 1;
 
 	for (int t = 0; t < co->run->ntables; t++)
 	{
-		ResyncTable *table = co->run->tables[t];
+		ResyncTable	 *table = co->run->tables[t];
 		RunPartition *rows;
-		List	   *parts;
-		ListCell   *lc;
-		int			n = 0;
+		List		 *parts;
+		ListCell	 *lc;
+		int			  n = 0;
 
 		resync_catalog_begin();
-		(void) set_config_option("lock_timeout", "1s", PGC_SUSET, PGC_S_OVERRIDE,
-								 GUC_ACTION_LOCAL, true, 0, false);
+		(void) set_config_option("lock_timeout", "1s", PGC_SUSET, PGC_S_OVERRIDE, GUC_ACTION_LOCAL,
+								 true, 0, false);
 		parts = resync_snapshot_partitions(table->relid,
 										   co->run->options->snapshot_num_rows_per_partition,
 										   co->run->options->snapshot_num_partitions_override);
@@ -96,8 +96,8 @@ read_partitions(Coordinator *co)
 static void
 sync_partitions(Coordinator *co)
 {
-	List	   *done;
-	ListCell   *lc;
+	List	 *done;
+	ListCell *lc;
 
 	co->load.context = AllocSetContextCreate(co->context, "resync load", ALLOCSET_DEFAULT_SIZES);
 	read_partitions(co);
@@ -106,9 +106,8 @@ sync_partitions(Coordinator *co)
 	 * Planned completely or not at all: tables are planned one by one, and the
 	 * last one tells.
 	 */
-	if (co->load.npartitions == 0 ||
-		co->load.partitions[co->load.npartitions - 1].ordinal !=
-		co->run->tables[co->run->ntables - 1]->ordinal)
+	if (co->load.npartitions == 0 || co->load.partitions[co->load.npartitions - 1].ordinal !=
+										 co->run->tables[co->run->ntables - 1]->ordinal)
 	{
 		plan_partitions(co);
 		read_partitions(co);
@@ -117,7 +116,7 @@ sync_partitions(Coordinator *co)
 	resync_catalog_begin();
 	for (int i = 0; i < co->load.npartitions; i++)
 	{
-		RunPartition *p = &co->load.partitions[i];
+		RunPartition  *p = &co->load.partitions[i];
 		DonePartition *mark = NULL;
 
 		foreach(lc, done)
@@ -155,10 +154,10 @@ mix_snapshots(Coordinator *co)
 	for (int t = 0; t < co->run->ntables; t++)
 	{
 		ResyncTable *table = co->run->tables[t];
-		int64		first = 0;
-		int64		last = 0;
-		int			done = 0;
-		int			open = 0;
+		int64		 first = 0;
+		int64		 last = 0;
+		int			 done = 0;
+		int			 open = 0;
 
 		for (int i = 0; i < co->load.npartitions; i++)
 		{
@@ -207,7 +206,7 @@ mix_snapshots(Coordinator *co)
 static bool
 have_snapshot(Coordinator *co)
 {
-	StreamerState state;
+	StreamerState	state;
 	StreamerCommand command;
 
 	command = (co->build.rs->command == STREAMER_CREATE) ? STREAMER_CREATE : STREAMER_SNAPSHOT;
@@ -253,9 +252,9 @@ have_snapshot(Coordinator *co)
 static RunPartition *
 next_partition(Coordinator *co)
 {
-	int			ntables = co->run->ntables;
-	int		   *active = palloc0(ntables * sizeof(int));
-	int			tables = 0;
+	int			  ntables = co->run->ntables;
+	int			 *active = palloc0(ntables * sizeof(int));
+	int			  tables = 0;
 	RunPartition *any = NULL;
 
 	for (int i = 0; i < co->load.npartitions; i++)
@@ -274,8 +273,7 @@ next_partition(Coordinator *co)
 		if (any == NULL)
 			any = p;
 		if (active[p->ordinal] < co->run->options->snapshot_max_parallel_workers &&
-			(active[p->ordinal] > 0 ||
-			 tables < co->run->options->snapshot_num_tables_in_parallel))
+			(active[p->ordinal] > 0 || tables < co->run->options->snapshot_num_tables_in_parallel))
 			return p;
 	}
 	return any;
@@ -291,13 +289,13 @@ find_partition(Coordinator *co, int64 partition)
 	}
 	elog(ERROR, "partition " INT64_FORMAT " of run " INT64_FORMAT " is missing", partition,
 		 co->build.run);
-	return NULL;				/* not reached */
+	return NULL; /* not reached */
 }
 
 static void
 assign(Coordinator *co, CopierShared *cs, RunPartition *p)
 {
-	int			pgprocno;
+	int pgprocno;
 
 	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
 	cs->partition = p->partition;
@@ -319,10 +317,10 @@ static void
 serve_copier(Coordinator *co, int i)
 {
 	CopierShared *cs = &co->build.rs->copiers[i];
-	CopierState state;
-	int64		acknowledged;
-	int64		bytes;
-	int64		finished = 0;
+	CopierState	  state;
+	int64		  acknowledged;
+	int64		  bytes;
+	int64		  finished = 0;
 	RunPartition *next;
 
 	LWLockAcquire(ResyncShmem->lock, LW_SHARED);
@@ -335,8 +333,7 @@ serve_copier(Coordinator *co, int i)
 		ereport(ERROR,
 				(errcode(RESYNC_ERRCODE_TABLE_CHANGED),
 				 errmsg("table \"%s.%s\" was changed while its load was being prepared",
-						co->run->tables[cs->ordinal]->schema,
-						co->run->tables[cs->ordinal]->name)));
+						co->run->tables[cs->ordinal]->schema, co->run->tables[cs->ordinal]->name)));
 	if (state != COPIER_DONE && state != COPIER_IDLE)
 		return;
 	if (state == COPIER_DONE)
@@ -365,6 +362,7 @@ serve_copier(Coordinator *co, int i)
 		}
 		else
 			resync_catalog_partition_done(co->build.run, finished, acknowledged, bytes);
+		resync_catalog_note_progress(co->build.run);
 	}
 	if (next != NULL)
 		resync_catalog_partition_started(co->build.run, next->partition, co->load.snapshot);
@@ -375,20 +373,20 @@ serve_copier(Coordinator *co, int i)
 static void
 start_copiers(Coordinator *co)
 {
-	RunCtl	   *ctl = &co->build;
-	int			wanted;
-	int			working = 0;
+	RunCtl *ctl = &co->build;
+	int		wanted;
+	int		working = 0;
 
 	wanted = co->run->options->snapshot_max_parallel_workers *
-		co->run->options->snapshot_num_tables_in_parallel;
+			 co->run->options->snapshot_num_tables_in_parallel;
 	wanted = Max(1, Min(wanted, RESYNC_MAX_COPIERS));
 	wanted = Min(wanted, co->load.npartitions - co->load.ndone);
 
 	for (int i = 0; i < RESYNC_MAX_COPIERS; i++)
 	{
-		bool		died;
+		bool		  died;
 		CopierShared *cs = &ctl->rs->copiers[i];
-		WorkerArgs	child;
+		WorkerArgs	  child;
 
 		if (ctl->copiers[i] != NULL)
 		{
@@ -430,12 +428,11 @@ start_copiers(Coordinator *co)
 		}
 		if (!ctl->shortfall_logged)
 		{
-			ereport(LOG,
-					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-					 errmsg("the load of mirror \"%s\" runs with %d copiers instead of %d",
-							co->mirror->name, i, wanted),
-					 errhint("%d more background workers are needed: increase \"%s\".",
-							 wanted - i, "max_worker_processes")));
+			ereport(LOG, (errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+						  errmsg("the load of mirror \"%s\" runs with %d copiers instead of %d",
+								 co->mirror->name, i, wanted),
+						  errhint("%d more background workers are needed: increase \"%s\".",
+								  wanted - i, "max_worker_processes")));
 			ctl->shortfall_logged = true;
 		}
 		break;
@@ -451,8 +448,8 @@ verify_counts(Coordinator *co)
 	for (int t = 0; t < co->run->ntables; t++)
 	{
 		ResyncTable *table = co->run->tables[t];
-		int64		expected = 0;
-		int64		found;
+		int64		 expected = 0;
+		int64		 found;
 
 		if (table->state != RESYNC_TABLE_CREATED)
 			continue;
@@ -465,7 +462,8 @@ verify_counts(Coordinator *co)
 		if (found != expected)
 			ereport(ERROR,
 					(errcode(ERRCODE_DATA_CORRUPTED),
-					 errmsg("table \"%s.%s\" has " INT64_FORMAT " rows at the destination after the load, " INT64_FORMAT " were sent",
+					 errmsg("table \"%s.%s\" has " INT64_FORMAT
+							" rows at the destination after the load, " INT64_FORMAT " were sent",
 							table->schema, table->name, found, expected),
 					 errdetail("The live table was left as it is.")));
 	}
@@ -491,7 +489,7 @@ resync_load_step(Coordinator *co)
 	if (!co->load.synced)
 	{
 		/* rare: read the marks again, with nothing under way */
-		int			snapshot = co->load.snapshot;
+		int snapshot = co->load.snapshot;
 
 		resync_children_stop_copiers(&co->build);
 		resync_load_forget(co);

@@ -22,13 +22,13 @@ ResyncShared *ResyncShmem = NULL;
 
 /* What this backend's transaction will tell at its commit. */
 static List *pending_mirrors = NIL; /* of int64 *, TopTransactionContext */
-static bool pending_extension_drop = false;
-static bool xact_callback_registered = false;
+static bool	 pending_extension_drop = false;
+static bool	 xact_callback_registered = false;
 
 static Size
 shmem_size(void)
 {
-	Size		size = MAXALIGN(sizeof(ResyncShared));
+	Size size = MAXALIGN(sizeof(ResyncShared));
 
 	size = add_size(size, mul_size(resync_max_mirrors, MAXALIGN(sizeof(MirrorShared))));
 	size = add_size(size, mul_size(2 * resync_max_mirrors, MAXALIGN(sizeof(RunShared))));
@@ -45,8 +45,9 @@ resync_shmem_request(void)
 void
 resync_shmem_startup(void)
 {
-	bool		found;
-	char	   *p;
+	static uint32 starts = 0; /* the postmaster's; it outlives the memory */
+	bool		  found;
+	char		 *p;
 
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 	ResyncShmem = ShmemInitStruct("resync", shmem_size(), &found);
@@ -56,6 +57,7 @@ resync_shmem_startup(void)
 		ResyncShmem->lock = &(GetNamedLWLockTranche("resync"))->lock;
 		ResyncShmem->launcher_pgprocno = -1;
 		ResyncShmem->next_generation = 1;
+		ResyncShmem->crash_epoch = starts++;
 		ResyncShmem->max_runs = 2 * resync_max_mirrors;
 		p = (char *) ResyncShmem + MAXALIGN(sizeof(ResyncShared));
 		ResyncShmem->mirrors = (MirrorShared *) p;
@@ -80,7 +82,7 @@ resync_shmem_find_run(Oid database, int64 run)
 {
 	for (int i = 0; i < ResyncShmem->max_runs; i++)
 	{
-		RunShared  *rs = &ResyncShmem->runs[i];
+		RunShared *rs = &ResyncShmem->runs[i];
 
 		if (rs->in_use && rs->database == database && rs->run == run)
 			return rs;
@@ -95,7 +97,7 @@ resync_shmem_find_run(Oid database, int64 run)
 RunShared *
 resync_shmem_claim_run(Oid database, int64 mirror, int64 run, Oid owner)
 {
-	RunShared  *rs;
+	RunShared *rs;
 
 	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
 	rs = resync_shmem_find_run(database, run);
@@ -108,8 +110,7 @@ resync_shmem_claim_run(Oid database, int64 mirror, int64 run, Oid owner)
 	{
 		LWLockRelease(ResyncShmem->lock);
 		ereport(ERROR,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("too many active mirrors"),
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED), errmsg("too many active mirrors"),
 				 errhint("Increase \"%s\" and restart the server.", "resync.max_mirrors")));
 	}
 	memset(rs, 0, sizeof(RunShared));
@@ -184,8 +185,8 @@ bool
 resync_shmem_want_mirror(Oid database, int64 mirror, bool forget_failures)
 {
 	MirrorShared *ms;
-	int			launcher;
-	int			coordinator = -1;
+	int			  launcher;
+	int			  coordinator = -1;
 
 	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
 	ms = find_or_make_mirror(database, mirror);
@@ -236,7 +237,7 @@ resync_shmem_database(Oid database, bool make)
 static void
 at_xact_end(XactEvent event, void *arg)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT)
 		return;
@@ -269,7 +270,7 @@ void
 resync_shmem_wake_at_commit(int64 mirror)
 {
 	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
-	int64	   *p = palloc(sizeof(int64));
+	int64		 *p = palloc(sizeof(int64));
 
 	*p = mirror;
 	pending_mirrors = lappend(pending_mirrors, p);
@@ -292,7 +293,7 @@ void
 resync_shmem_probe_database(Oid database, bool stop)
 {
 	DatabaseShared *ds;
-	int			launcher;
+	int				launcher;
 
 	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
 	ds = resync_shmem_database(database, true);
@@ -313,7 +314,7 @@ resync_shmem_probe_database(Oid database, bool stop)
 int
 resync_shmem_signal_workers(Oid database, int signal)
 {
-	int			n = 0;
+	int n = 0;
 
 	LWLockAcquire(ResyncShmem->lock, LW_SHARED);
 	for (int i = 0; i < resync_max_mirrors; i++)
@@ -331,7 +332,7 @@ resync_shmem_signal_workers(Oid database, int signal)
 	}
 	for (int i = 0; i < ResyncShmem->max_runs; i++)
 	{
-		RunShared  *rs = &ResyncShmem->runs[i];
+		RunShared *rs = &ResyncShmem->runs[i];
 
 		if (!rs->in_use || rs->database != database)
 			continue;
@@ -357,7 +358,7 @@ resync_shmem_signal_workers(Oid database, int signal)
 bool
 resync_shmem_progress(int64 run, RunProgress *progress)
 {
-	RunShared  *rs;
+	RunShared *rs;
 
 	memset(progress, 0, sizeof(RunProgress));
 	if (ResyncShmem == NULL)
@@ -392,8 +393,8 @@ resync_shmem_progress(int64 run, RunProgress *progress)
 bool
 resync_shmem_partition_progress(int64 run, int64 partition, int64 *rows, int64 *bytes)
 {
-	RunShared  *rs;
-	bool		found = false;
+	RunShared *rs;
+	bool	   found = false;
 
 	if (ResyncShmem == NULL)
 		return false;
@@ -403,8 +404,7 @@ resync_shmem_partition_progress(int64 run, int64 partition, int64 *rows, int64 *
 	{
 		CopierShared *cs = &rs->copiers[i];
 
-		if ((cs->state == COPIER_WORKING || cs->state == COPIER_DONE) &&
-			cs->partition == partition)
+		if ((cs->state == COPIER_WORKING || cs->state == COPIER_DONE) && cs->partition == partition)
 		{
 			*rows = pg_atomic_read_u64(&cs->rows);
 			*bytes = pg_atomic_read_u64(&cs->bytes);
@@ -419,8 +419,8 @@ resync_shmem_partition_progress(int64 run, int64 partition, int64 *rows, int64 *
 void
 resync_shmem_request_flush(int64 run, XLogRecPtr lsn)
 {
-	RunShared  *rs;
-	int			streamer = -1;
+	RunShared *rs;
+	int		   streamer = -1;
 
 	if (ResyncShmem == NULL)
 		return;

@@ -22,18 +22,18 @@
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 
-#define RESYNC_MAX_COPIERS 32	/* per run */
-#define RESYNC_MAX_DATABASES 128	/* known to the launcher */
+#define RESYNC_MAX_COPIERS 32	 /* per run */
+#define RESYNC_MAX_DATABASES 128 /* known to the launcher */
 
 /* An error that a worker ended with. */
 typedef struct ResyncErrorReport
 {
-	bool		set;
-	int			sqlerrcode;
-	char		message[RESYNC_MSG_LEN];
-	char		detail[RESYNC_MSG_LEN];
-	char		hint[RESYNC_MSG_LEN / 2];
-	char		table[2 * NAMEDATALEN + 8]; /* source table, if one is to
+	bool set;
+	int	 sqlerrcode;
+	char message[RESYNC_MSG_LEN];
+	char detail[RESYNC_MSG_LEN];
+	char hint[RESYNC_MSG_LEN / 2];
+	char table[2 * NAMEDATALEN + 8]; /* source table, if one is to
 											 * blame */
 } ResyncErrorReport;
 
@@ -41,12 +41,12 @@ typedef struct ResyncErrorReport
 typedef enum StreamerCommand
 {
 	STREAMER_NONE,
-	STREAMER_CREATE,			/* make slot and export its snapshot */
-	STREAMER_SNAPSHOT,			/* slot exists: export a new snapshot */
-	STREAMER_STREAM_BUILD,		/* apply changes to the tables being built */
-	STREAMER_HOLD,				/* stop at a commit and wait */
-	STREAMER_STREAM_LIVE,		/* apply changes to the live tables */
-	STREAMER_EXIT				/* end */
+	STREAMER_CREATE,	   /* make slot and export its snapshot */
+	STREAMER_SNAPSHOT,	   /* slot exists: export a new snapshot */
+	STREAMER_STREAM_BUILD, /* apply changes to the tables being built */
+	STREAMER_HOLD,		   /* stop at a commit and wait */
+	STREAMER_STREAM_LIVE,  /* apply changes to the live tables */
+	STREAMER_EXIT		   /* end */
 } StreamerCommand;
 
 /* What it is doing. */
@@ -54,10 +54,10 @@ typedef enum StreamerState
 {
 	STREAMER_OFF,
 	STREAMER_STARTING,
-	STREAMER_CREATING,			/* waits for running transactions */
-	STREAMER_EXPORTED,			/* holds snapshot and table locks */
+	STREAMER_CREATING, /* waits for running transactions */
+	STREAMER_EXPORTED, /* holds snapshot and table locks */
 	STREAMER_STREAMING,
-	STREAMER_HELD				/* applied_lsn is where */
+	STREAMER_HELD /* applied_lsn is where */
 } StreamerState;
 
 typedef enum CopierState
@@ -66,10 +66,10 @@ typedef enum CopierState
 	COPIER_STARTING,
 	COPIER_IDLE,
 	COPIER_WORKING,
-	COPIER_DONE,				/* rows, bytes are final; coordinator takes
+	COPIER_DONE,	  /* rows, bytes are final; coordinator takes
 								 * note */
-	COPIER_REWRITTEN,			/* the table changed after the snapshot */
-	COPIER_QUIT					/* nothing more to do: it may go */
+	COPIER_REWRITTEN, /* the table changed after the snapshot */
+	COPIER_QUIT		  /* nothing more to do: it may go */
 } CopierState;
 
 typedef struct CopierShared
@@ -84,56 +84,54 @@ typedef struct CopierShared
 	BlockNumber first_block;
 	BlockNumber last_block;
 	/* progress, written by the copier */
-	int64		acknowledged;	/* rows, with COPIER_DONE; -1: was done before */
+	int64			 acknowledged; /* rows, with COPIER_DONE; -1: was done before */
 	pg_atomic_uint64 rows;
 	pg_atomic_uint64 bytes;
 } CopierShared;
 
 typedef struct RunShared
 {
-	bool		in_use;
-	Oid			database;
-	int64		mirror;
-	int64		run;
-	Oid			owner;
-	uint32		generation;		/* of the coordinator: children of an earlier
+	bool   in_use;
+	Oid	   database;
+	int64  mirror;
+	int64  run;
+	Oid	   owner;
+	uint32 generation; /* of the coordinator: children of an earlier
 								 * one go away */
-	pid_t		coordinator_pid;
-	int			coordinator_pgprocno;
+	pid_t  coordinator_pid;
+	int	   coordinator_pgprocno;
 
 	/* streamer */
 	StreamerCommand command;
-	StreamerState streamer;
-	pid_t		streamer_pid;
-	int			streamer_pgprocno;
-	char		slot_name[NAMEDATALEN];
-	char		snapshot_name[MAXPGPATH];
-	XLogRecPtr	snapshot_lsn;
-	XLogRecPtr	hold_at_least;	/* STREAMER_HOLD: not before this LSN */
-	int			waits_for_pid;	/* CREATING: transaction waited for, 0 = none */
-	char		waits_for[64];	/* the same in words */
-	bool		yielded;		/* locks were given up to a waiter; the table: */
-	Oid			yielded_relid;
+	StreamerState	streamer;
+	pid_t			streamer_pid;
+	int				streamer_pgprocno;
+	char			slot_name[NAMEDATALEN];
+	char			snapshot_name[MAXPGPATH];
+	XLogRecPtr		snapshot_lsn;
+	XLogRecPtr		hold_at_least; /* STREAMER_HOLD: not before this LSN */
+	int				waits_for_pid; /* CREATING: transaction waited for, 0 = none */
+	char			waits_for[64]; /* the same in words */
+	bool			yielded;	   /* locks were given up to a waiter; the table: */
+	Oid				yielded_relid;
 
-	pg_atomic_uint64 applied_lsn;	/* durable at the destination */
-	pg_atomic_uint64 received_lsn;	/* decoded */
-	pg_atomic_uint64 rows_synced;	/* since the streamer started */
-	pg_atomic_uint64 oldest_pending;	/* commit time of the oldest unapplied
+	pg_atomic_uint64 applied_lsn;	 /* durable at the destination */
+	pg_atomic_uint64 received_lsn;	 /* decoded */
+	pg_atomic_uint64 rows_synced;	 /* since the streamer started */
+	pg_atomic_uint64 oldest_pending; /* commit time of the oldest unapplied
 										 * transaction, TimestampTz; 0 none */
-	pg_atomic_uint64 flush_request; /* LSN somebody waits for: send at once */
+	pg_atomic_uint64 flush_request;	 /* LSN somebody waits for: send at once */
 
 	/* batches applied and not yet noted in the catalog (ring) */
 #define RESYNC_BATCH_RING 64
-	uint32		batch_head;		/* written by the streamer */
-	uint32		batch_tail;		/* by the coordinator */
+	uint32 batch_head; /* written by the streamer */
+	uint32 batch_tail; /* by the coordinator */
 	struct
 	{
-		XLogRecPtr	first_lsn,
-					last_lsn;
+		XLogRecPtr	first_lsn, last_lsn;
 		int64		rows;
-		TimestampTz started,
-					finished;
-	}			batches[RESYNC_BATCH_RING];
+		TimestampTz started, finished;
+	} batches[RESYNC_BATCH_RING];
 
 	/* columns added on the fly, for the plan in the catalog */
 #define RESYNC_MAX_ADDED 32
@@ -144,15 +142,13 @@ typedef struct RunShared
 #define RESYNC_MAX_COUNTED 1024
 	struct
 	{
-		int64		inserts,
-					updates,
-					deletes;
-	}			counts[RESYNC_MAX_COUNTED];
+		int64 inserts, updates, deletes;
+	} counts[RESYNC_MAX_COUNTED];
 
 	/* load */
-	int			ncopiers;		/* entries in use */
-	CopierShared copiers[RESYNC_MAX_COPIERS];
-	pg_atomic_uint64 load_tokens;	/* rate limit, bytes handed out */
+	int				 ncopiers; /* entries in use */
+	CopierShared	 copiers[RESYNC_MAX_COPIERS];
+	pg_atomic_uint64 load_tokens; /* rate limit, bytes handed out */
 
 	ResyncErrorReport streamer_error;
 	ResyncErrorReport copier_error;
@@ -164,38 +160,39 @@ typedef struct MirrorShared
 	bool		in_use;
 	Oid			database;
 	int64		mirror;
-	bool		wanted;			/* a coordinator should run */
-	bool		kick;			/* something changed since it last looked */
-	bool		starting;		/* registered, has not reported its pid yet */
-	pid_t		pid;			/* of the coordinator, 0 = none */
+	bool		wanted;	  /* a coordinator should run */
+	bool		kick;	  /* something changed since it last looked */
+	bool		starting; /* registered, has not reported its pid yet */
+	pid_t		pid;	  /* of the coordinator, 0 = none */
 	int			pgprocno;
-	int			failures;		/* in a row, for the back-off */
+	int			failures; /* in a row, for the back-off */
 	TimestampTz not_before;
 	TimestampTz started_at;
 } MirrorShared;
 
 typedef struct DatabaseShared
 {
-	bool		in_use;
-	Oid			database;
-	bool		probe;			/* look for mirrors there */
-	bool		blocked;		/* DROP DATABASE and the like: start nothing */
-	bool		dropped_extension;	/* its slots are to be removed */
+	bool in_use;
+	Oid	 database;
+	bool probe;				/* look for mirrors there */
+	bool blocked;			/* DROP DATABASE and the like: start nothing */
+	bool dropped_extension; /* its slots are to be removed */
 } DatabaseShared;
 
 typedef struct ResyncShared
 {
-	LWLock	   *lock;
-	pid_t		launcher_pid;
-	int			launcher_pgprocno;
-	uint32		next_generation;
+	LWLock		  *lock;
+	pid_t		   launcher_pid;
+	int			   launcher_pgprocno;
+	uint32		   next_generation;
+	uint32		   crash_epoch; /* crash restarts since the postmaster started */
 	DatabaseShared databases[RESYNC_MAX_DATABASES];
-	int			max_runs;		/* 2 * resync.max_mirrors */
-	MirrorShared *mirrors;		/* resync.max_mirrors */
-	RunShared  *runs;			/* max_runs */
+	int			   max_runs; /* 2 * resync.max_mirrors */
+	MirrorShared  *mirrors;	 /* resync.max_mirrors */
+	RunShared	  *runs;	 /* max_runs */
 } ResyncShared;
 
-extern PGDLLIMPORT ResyncShared *ResyncShmem;	/* NULL: not preloaded */
+extern PGDLLIMPORT ResyncShared *ResyncShmem; /* NULL: not preloaded */
 
 /* _PG_init */
 extern void resync_shmem_request(void);
@@ -207,7 +204,7 @@ extern void resync_shmem_wake(int pgprocno);
 /* Entry of a run, or NULL.  Caller holds the lock or owns the entry. */
 extern RunShared *resync_shmem_find_run(Oid database, int64 run);
 extern RunShared *resync_shmem_claim_run(Oid database, int64 mirror, int64 run, Oid owner);
-extern void resync_shmem_release_run(RunShared *rs);
+extern void		  resync_shmem_release_run(RunShared *rs);
 
 /*
  * The API changed something of a mirror: at commit, register it with the
@@ -219,10 +216,10 @@ extern void resync_shmem_wake_at_commit(int64 mirror);
 extern void resync_shmem_extension_drop_at_commit(void);
 
 /* See shmem.c. */
-extern bool resync_shmem_want_mirror(Oid database, int64 mirror, bool forget_failures);
+extern bool			   resync_shmem_want_mirror(Oid database, int64 mirror, bool forget_failures);
 extern DatabaseShared *resync_shmem_database(Oid database, bool make);
-extern void resync_shmem_probe_database(Oid database, bool stop);
-extern int	resync_shmem_signal_workers(Oid database, int signal);
+extern void			   resync_shmem_probe_database(Oid database, bool stop);
+extern int			   resync_shmem_signal_workers(Oid database, int signal);
 
 /*
  * Counters of a run as of now, for views and waiting functions.  Returns false
@@ -231,16 +228,16 @@ extern int	resync_shmem_signal_workers(Oid database, int signal);
 typedef struct RunProgress
 {
 	StreamerState streamer;
-	pid_t		streamer_pid;
-	int			copiers;		/* at work */
-	int64		rows_loading;	/* of partitions under way */
-	int64		bytes_loading;
-	XLogRecPtr	applied_lsn;
-	XLogRecPtr	received_lsn;
-	int64		rows_synced;
-	TimestampTz oldest_pending; /* 0 = none */
-	int			waits_for_pid;
-	char		waits_for[64];
+	pid_t		  streamer_pid;
+	int			  copiers;		/* at work */
+	int64		  rows_loading; /* of partitions under way */
+	int64		  bytes_loading;
+	XLogRecPtr	  applied_lsn;
+	XLogRecPtr	  received_lsn;
+	int64		  rows_synced;
+	TimestampTz	  oldest_pending; /* 0 = none */
+	int			  waits_for_pid;
+	char		  waits_for[64];
 } RunProgress;
 
 extern bool resync_shmem_progress(int64 run, RunProgress *progress);
@@ -251,4 +248,4 @@ extern bool resync_shmem_partition_progress(int64 run, int64 partition, int64 *r
 /* Ask the streamer to send what it has once it has decoded up to lsn. */
 extern void resync_shmem_request_flush(int64 run, XLogRecPtr lsn);
 
-#endif							/* RESYNC_SHMEM_H */
+#endif /* RESYNC_SHMEM_H */

@@ -42,20 +42,20 @@
 
 typedef struct Streamer
 {
-	WorkerArgs	args;
-	RunShared  *rs;
-	WorkerRun  *run;
-	Destination *dest;
-	ResyncBatch *batch;
-	Decoder    *decoder;
-	DecodeConfig config;
-	DecodeCounts *noted;		/* counts that were reported already */
-	List	   *locked;			/* Oids of tables locked for the load */
-	XLogRecPtr	applied;		/* durable at the destination */
-	TimestampTz pending_since;	/* when the batch got its first commit, 0 =
+	WorkerArgs	  args;
+	RunShared	 *rs;
+	WorkerRun	 *run;
+	Destination	 *dest;
+	ResyncBatch	 *batch;
+	Decoder		 *decoder;
+	DecodeConfig  config;
+	DecodeCounts *noted;		 /* counts that were reported already */
+	List		 *locked;		 /* Oids of tables locked for the load */
+	XLogRecPtr	  applied;		 /* durable at the destination */
+	TimestampTz	  pending_since; /* when the batch got its first commit, 0 =
 								 * empty */
-	TimestampTz advanced_at;	/* last idle advance */
-	ResourceOwner owner;		/* current while decoding */
+	TimestampTz	  advanced_at;	 /* last idle advance */
+	ResourceOwner owner;		 /* current while decoding */
 	MemoryContext context;
 	MemoryContext batch_context;
 } Streamer;
@@ -65,7 +65,7 @@ static RunShared *my_run = NULL;
 static void
 streamer_exit(int code, Datum arg)
 {
-	int			coordinator;
+	int coordinator;
 
 	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
 	coordinator = my_run->coordinator_pgprocno;
@@ -94,7 +94,7 @@ static StreamerCommand
 read_command(Streamer *st, XLogRecPtr *hold_at_least)
 {
 	StreamerCommand command;
-	bool		orphan;
+	bool			orphan;
 
 	LWLockAcquire(ResyncShmem->lock, LW_SHARED);
 	command = st->rs->command;
@@ -138,14 +138,14 @@ lock_tables(Streamer *st)
 {
 	for (;;)
 	{
-		Oid			missed = InvalidOid;
-		ListCell   *lc;
-		XLogRecPtr	ignore;
+		Oid		   missed = InvalidOid;
+		ListCell  *lc;
+		XLogRecPtr ignore;
 
 		st->locked = NIL;
 		for (int i = 0; i < st->run->ntables && !OidIsValid(missed); i++)
 		{
-			List	   *all;
+			List *all;
 
 			if (!ConditionalLockRelationOid(st->run->tables[i]->relid, AccessShareLock))
 			{
@@ -187,10 +187,10 @@ relation_waited_for(Streamer *st)
 	for (int i = 0; i < ProcGlobal->allProcCount; i++)
 	{
 		volatile PGPROC *proc = &ProcGlobal->allProcs[i];
-		LOCK	   *lock = proc->waitLock;
-		LOCKTAG		tag;
-		LWLock	   *partition;
-		bool		waiting;
+		LOCK			*lock = proc->waitLock;
+		LOCKTAG			 tag;
+		LWLock			*partition;
+		bool			 waiting;
 
 		if (lock == NULL)
 			continue;
@@ -216,7 +216,7 @@ relation_waited_for(Streamer *st)
 static void
 watch_locks(Streamer *st, TimestampTz *waiting_since)
 {
-	Oid			wanted = relation_waited_for(st);
+	Oid wanted = relation_waited_for(st);
 
 	if (!OidIsValid(wanted))
 	{
@@ -231,10 +231,9 @@ watch_locks(Streamer *st, TimestampTz *waiting_since)
 	st->rs->yielded = true;
 	st->rs->yielded_relid = wanted;
 	LWLockRelease(ResyncShmem->lock);
-	ereport(ERROR,
-			(errcode(RESYNC_ERRCODE_TABLE_CHANGED),
-			 errmsg("another session waits for relation %u, which is being loaded", wanted),
-			 errdetail("It gets its lock after resync.lock_yield; the load starts over.")));
+	ereport(ERROR, (errcode(RESYNC_ERRCODE_TABLE_CHANGED),
+					errmsg("another session waits for relation %u, which is being loaded", wanted),
+					errdetail("It gets its lock after resync.lock_yield; the load starts over.")));
 }
 
 /*
@@ -244,10 +243,10 @@ watch_locks(Streamer *st, TimestampTz *waiting_since)
 static void
 hold_snapshot(Streamer *st, bool create)
 {
-	char		name[MAXPGPATH];
-	XLogRecPtr	lsn;
-	XLogRecPtr	ignore;
-	TimestampTz waiting_since = 0;
+	char			name[MAXPGPATH];
+	XLogRecPtr		lsn;
+	XLogRecPtr		ignore;
+	TimestampTz		waiting_since = 0;
 	StreamerCommand command = create ? STREAMER_CREATE : STREAMER_SNAPSHOT;
 
 	resync_worker_activity("mirror %s: %s", st->run->id.mirror,
@@ -288,7 +287,7 @@ hold_snapshot(Streamer *st, bool create)
 static RowEncoder *
 make_encoder(void *arg, const ResyncTable *table, TupleDesc desc)
 {
-	Streamer   *st = arg;
+	Streamer *st = arg;
 
 	return st->dest->routine->make_encoder(st->dest, table, desc);
 }
@@ -297,13 +296,12 @@ make_encoder(void *arg, const ResyncTable *table, TupleDesc desc)
 static List *
 excluded_columns(const ResyncTable *table)
 {
-	List	   *names = NIL;
-	Jsonb	   *mapping = DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
-															 CStringGetDatum(table->mapping)));
-	JsonbValue	key;
-	JsonbValue *found;
-	JsonbIterator *it;
-	JsonbValue	v;
+	List  *names = NIL;
+	Jsonb *mapping = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(table->mapping)));
+	JsonbValue		   key;
+	JsonbValue		  *found;
+	JsonbIterator	  *it;
+	JsonbValue		   v;
 	JsonbIteratorToken token;
 
 	key.type = jbvString;
@@ -328,7 +326,7 @@ excluded_columns(const ResyncTable *table)
 static void
 open_stream(Streamer *st)
 {
-	XLogRecPtr	confirmed = resync_slot_acquire(st->run->slot_name);
+	XLogRecPtr	  confirmed = resync_slot_acquire(st->run->slot_name);
 	DecodeConfig *config = &st->config;
 
 	if (st->dest == NULL)
@@ -336,12 +334,14 @@ open_stream(Streamer *st)
 										  psprintf("resync streamer %s", st->run->id.mirror));
 	st->applied = st->run->routine->applied_lsn(st->dest);
 	if (st->applied < confirmed)
-		ereport(ERROR,
-				(errcode(RESYNC_ERRCODE_DIVERGED),
-				 errmsg("the destination of mirror \"%s\" went back in time", st->run->id.mirror),
-				 errdetail("It holds changes up to %X/%X; changes up to %X/%X were confirmed as durable there and are no longer kept here.",
-						   LSN_FORMAT_ARGS(st->applied), LSN_FORMAT_ARGS(confirmed)),
-				 errhint("Run peerdb_resync() to rebuild the mirror.")));
+		ereport(
+			ERROR,
+			(errcode(RESYNC_ERRCODE_DIVERGED),
+			 errmsg("the destination of mirror \"%s\" went back in time", st->run->id.mirror),
+			 errdetail(
+				 "It holds changes up to %X/%X; changes up to %X/%X were confirmed as durable there and are no longer kept here.",
+				 LSN_FORMAT_ARGS(st->applied), LSN_FORMAT_ARGS(confirmed)),
+			 errhint("Run peerdb_resync() to rebuild the mirror.")));
 	pg_atomic_write_u64(&st->rs->applied_lsn, st->applied);
 
 	config->tables = palloc(st->run->ntables * sizeof(ResyncTable *));
@@ -396,13 +396,13 @@ note_columns(Streamer *st)
 static void
 note_batch(Streamer *st, XLogRecPtr first, XLogRecPtr last, int64 rows, TimestampTz started)
 {
-	RunShared  *rs = st->rs;
+	RunShared	 *rs = st->rs;
 	DecodeCounts *counts = resync_decode_counts(st->decoder);
 
 	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
 	if (rs->batch_head - rs->batch_tail < RESYNC_BATCH_RING)
 	{
-		int			i = rs->batch_head % RESYNC_BATCH_RING;
+		int i = rs->batch_head % RESYNC_BATCH_RING;
 
 		rs->batches[i].first_lsn = first;
 		rs->batches[i].last_lsn = last;
@@ -414,7 +414,7 @@ note_batch(Streamer *st, XLogRecPtr first, XLogRecPtr last, int64 rows, Timestam
 	else
 	{
 		/* the coordinator is slow: merge into the newest one */
-		int			i = (rs->batch_head - 1) % RESYNC_BATCH_RING;
+		int i = (rs->batch_head - 1) % RESYNC_BATCH_RING;
 
 		rs->batches[i].last_lsn = last;
 		rs->batches[i].rows += rows;
@@ -437,14 +437,14 @@ note_batch(Streamer *st, XLogRecPtr first, XLogRecPtr last, int64 rows, Timestam
 static void
 apply_batch(Streamer *st, bool live, XLogRecPtr end_lsn)
 {
-	XLogRecPtr	first = resync_batch_first_lsn(st->batch);
-	int64		rows = resync_batch_rows(st->batch);
-	TimestampTz started = GetCurrentTimestamp();
+	XLogRecPtr	  first = resync_batch_first_lsn(st->batch);
+	int64		  rows = resync_batch_rows(st->batch);
+	TimestampTz	  started = GetCurrentTimestamp();
 	MemoryContext old = MemoryContextSwitchTo(st->batch_context);
 
 	RESYNC_DEBUG_POINT("before_apply");
-	st->run->routine->apply(st->dest, st->batch, live, st->applied, end_lsn,
-							resync_fetch_row, st->dest);
+	st->run->routine->apply(st->dest, st->batch, live, st->applied, end_lsn, resync_fetch_row,
+							st->dest);
 	RESYNC_DEBUG_POINT("after_apply");
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(st->batch_context);
@@ -468,7 +468,7 @@ apply_batch(Streamer *st, bool live, XLogRecPtr end_lsn)
 static double
 sync_interval_ms(Streamer *st)
 {
-	double		s = st->run->options->sync_interval;
+	double s = st->run->options->sync_interval;
 
 	return 1000.0 * (s >= 0 ? s : st->run->routine->default_sync_interval);
 }
@@ -477,7 +477,7 @@ sync_interval_ms(Streamer *st)
 static bool
 batch_due(Streamer *st, bool caught_up, bool hold)
 {
-	XLogRecPtr	wanted;
+	XLogRecPtr wanted;
 
 	if (XLogRecPtrIsInvalid(resync_batch_end_lsn(st->batch)))
 		return false;
@@ -494,7 +494,7 @@ batch_due(Streamer *st, bool caught_up, bool hold)
 static bool
 read_some(Streamer *st)
 {
-	bool		caught_up = false;
+	bool caught_up = false;
 
 	/* transactions of ours in between leave none */
 	CurrentResourceOwner = st->owner;
@@ -524,8 +524,8 @@ read_some(Streamer *st)
 static void
 stream(Streamer *st, StreamerCommand command)
 {
-	bool		live = (command == STREAMER_STREAM_LIVE);
-	long		naptime = NAP_MIN_MS;
+	bool live = (command == STREAMER_STREAM_LIVE);
+	long naptime = NAP_MIN_MS;
 
 	if (st->decoder == NULL)
 		open_stream(st);
@@ -533,11 +533,11 @@ stream(Streamer *st, StreamerCommand command)
 	resync_worker_activity("mirror %s: streaming", st->run->id.mirror);
 	for (;;)
 	{
-		XLogRecPtr	at_least;
+		XLogRecPtr		at_least;
 		StreamerCommand wanted = read_command(st, &at_least);
-		bool		hold = (wanted != command);
-		bool		caught_up;
-		bool		sent = false;
+		bool			hold = (wanted != command);
+		bool			caught_up;
+		bool			sent = false;
 
 		handle_interrupts();
 		caught_up = read_some(st);
@@ -575,7 +575,7 @@ stream(Streamer *st, StreamerCommand command)
 static void
 hold(Streamer *st)
 {
-	XLogRecPtr	ignore;
+	XLogRecPtr ignore;
 
 	set_state(st, STREAMER_HELD);
 	resync_worker_activity("mirror %s: held", st->run->id.mirror);
@@ -588,7 +588,7 @@ streamer_loop(Streamer *st)
 {
 	for (;;)
 	{
-		XLogRecPtr	ignore;
+		XLogRecPtr		ignore;
 		StreamerCommand command = read_command(st, &ignore);
 
 		switch (command)
@@ -620,8 +620,7 @@ register_streamer(Streamer *st)
 {
 	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
 	st->rs = resync_shmem_find_run(MyDatabaseId, st->args.run);
-	if (st->rs == NULL || st->rs->generation != st->args.generation ||
-		st->rs->streamer_pid != 0)
+	if (st->rs == NULL || st->rs->generation != st->args.generation || st->rs->streamer_pid != 0)
 	{
 		LWLockRelease(ResyncShmem->lock);
 		proc_exit(0);
@@ -637,7 +636,7 @@ register_streamer(Streamer *st)
 void
 resync_streamer_main(Datum arg)
 {
-	Streamer   *st;
+	Streamer	 *st;
 	MemoryContext context;
 
 	context = AllocSetContextCreate(TopMemoryContext, "resync streamer", ALLOCSET_DEFAULT_SIZES);
@@ -663,7 +662,7 @@ resync_streamer_main(Datum arg)
 	}
 	PG_CATCH();
 	{
-		ErrorData  *edata;
+		ErrorData		  *edata;
 		const ResyncTable *table = NULL;
 
 		MemoryContextSwitchTo(context);

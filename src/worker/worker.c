@@ -55,9 +55,9 @@ static const char *const pinned_settings[][2] = {
 BackgroundWorkerHandle *
 resync_worker_start(const char *function, const char *role, const WorkerArgs *args)
 {
-	BackgroundWorker worker;
+	BackgroundWorker		worker;
 	BackgroundWorkerHandle *handle = NULL;
-	MemoryContext old;
+	MemoryContext			old;
 
 	memset(&worker, 0, sizeof(worker));
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
@@ -68,11 +68,11 @@ resync_worker_start(const char *function, const char *role, const WorkerArgs *ar
 	strlcpy(worker.bgw_function_name, function, sizeof(worker.bgw_function_name));
 	snprintf(worker.bgw_type, sizeof(worker.bgw_type), "resync %s", role);
 	if (args->run != 0)
-		snprintf(worker.bgw_name, sizeof(worker.bgw_name), "resync %s for run " INT64_FORMAT,
-				 role, args->run);
+		snprintf(worker.bgw_name, sizeof(worker.bgw_name), "resync %s for run " INT64_FORMAT, role,
+				 args->run);
 	else
-		snprintf(worker.bgw_name, sizeof(worker.bgw_name), "resync %s for database %u",
-				 role, args->database);
+		snprintf(worker.bgw_name, sizeof(worker.bgw_name), "resync %s for database %u", role,
+				 args->database);
 	memcpy(worker.bgw_extra, args, sizeof(WorkerArgs));
 
 	old = MemoryContextSwitchTo(TopMemoryContext);
@@ -85,7 +85,7 @@ resync_worker_start(const char *function, const char *role, const WorkerArgs *ar
 void
 resync_worker_init(const WorkerArgs *args, const char *role)
 {
-	char		name[64];
+	char name[64];
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
@@ -93,8 +93,7 @@ resync_worker_init(const WorkerArgs *args, const char *role)
 
 	BackgroundWorkerInitializeConnectionByOid(args->database, InvalidOid, 0);
 	for (int i = 0; i < lengthof(pinned_settings); i++)
-		SetConfigOption(pinned_settings[i][0], pinned_settings[i][1],
-						PGC_SUSET, PGC_S_OVERRIDE);
+		SetConfigOption(pinned_settings[i][0], pinned_settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
 
 	/* send and receive functions must not convert */
 	SetConfigOption("client_encoding", GetDatabaseEncodingName(), PGC_SUSET, PGC_S_OVERRIDE);
@@ -108,16 +107,15 @@ resync_worker_init(const WorkerArgs *args, const char *role)
 WorkerRun *
 resync_worker_load_run(int64 mirror, int64 run)
 {
-	WorkerRun  *wr = palloc0(sizeof(WorkerRun));
-	MirrorRow  *m;
-	RunRow	   *r;
+	WorkerRun *wr = palloc0(sizeof(WorkerRun));
+	MirrorRow *m;
+	RunRow	  *r;
 
 	m = resync_catalog_mirror(mirror);
 	r = m ? resync_catalog_run(run) : NULL;
 	if (r == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("run " INT64_FORMAT " does not exist", run)));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+						errmsg("run " INT64_FORMAT " does not exist", run)));
 	wr->owner = m->owner;
 	wr->options = resync_options_parse(r->options);
 	wr->id.mirror = m->name;
@@ -151,10 +149,10 @@ resync_worker_report_error(ResyncErrorReport *report, const ErrorData *edata,
 }
 
 void
-resync_worker_activity(const char *fmt,...)
+resync_worker_activity(const char *fmt, ...)
 {
-	char		buf[256];
-	va_list		args;
+	char	buf[256];
+	va_list args;
 
 	va_start(args, fmt);
 	vsnprintf(buf, sizeof(buf), fmt, args);
@@ -184,9 +182,9 @@ resync_worker_slot_name(char *buf, Oid database, int64 run)
 bool
 resync_worker_parse_slot_name(const char *name, Oid *database, int64 *run)
 {
-	char		check[NAMEDATALEN];
+	char		 check[NAMEDATALEN];
 	unsigned int db;
-	long long	r;
+	long long	 r;
 
 	if (sscanf(name, "resync_%u_%lld", &db, &r) != 2)
 		return false;
@@ -196,16 +194,29 @@ resync_worker_parse_slot_name(const char *name, Oid *database, int64 *run)
 	return strcmp(check, name) == 0;
 }
 
+bool
+resync_worker_slot_usable(const char *name)
+{
+	ReplicationSlot *slot;
+	bool			 usable;
+
+	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
+	slot = SearchNamedReplicationSlot(name, false);
+	usable = (slot != NULL && !XLogRecPtrIsInvalid(slot->data.restart_lsn));
+	LWLockRelease(ReplicationSlotControlLock);
+	return usable;
+}
+
 /*
  * Outside a transaction or in one; a slot in use is left alone.
  */
 bool
 resync_worker_drop_slot(const char *name)
 {
-	MemoryContext context = CurrentMemoryContext;
+	MemoryContext	 context = CurrentMemoryContext;
 	ReplicationSlot *slot;
-	pid_t		user = 0;
-	volatile bool gone;
+	pid_t			 user = 0;
+	volatile bool	 gone;
 
 	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
 	slot = SearchNamedReplicationSlot(name, false);
@@ -232,7 +243,7 @@ resync_worker_drop_slot(const char *name)
 	}
 	PG_CATCH();
 	{
-		int			code = geterrcode();
+		int code = geterrcode();
 
 		if (code != ERRCODE_OBJECT_IN_USE && code != ERRCODE_UNDEFINED_OBJECT)
 			PG_RE_THROW();

@@ -21,11 +21,11 @@
 /* Travels in bgw_extra. */
 typedef struct WorkerArgs
 {
-	Oid			database;
-	uint32		generation;		/* of the coordinator that started it */
-	int64		mirror;
-	int64		run;
-	int			index;			/* copier */
+	Oid	   database;
+	uint32 generation; /* of the coordinator that started it */
+	int64  mirror;
+	int64  run;
+	int	   index; /* copier */
 } WorkerArgs;
 
 /*
@@ -33,8 +33,8 @@ typedef struct WorkerArgs
  * notify: wake the calling process when it starts and ends.  The handle is
  * allocated in TopMemoryContext; NULL when no worker slot is free.
  */
-extern BackgroundWorkerHandle *resync_worker_start(const char *function, const char *role,
-												   const WorkerArgs *args);
+extern BackgroundWorkerHandle *
+resync_worker_start(const char *function, const char *role, const WorkerArgs *args);
 
 /*
  * First thing in every worker's main: signals, connection to the database as
@@ -45,14 +45,14 @@ extern void resync_worker_init(const WorkerArgs *args, const char *role);
 /* Everything of a run that its workers need, read in one transaction. */
 typedef struct WorkerRun
 {
-	ResyncRunId id;
-	ResyncOptions *options;
-	ResyncPeer *peer;
+	ResyncRunId				  id;
+	ResyncOptions			 *options;
+	ResyncPeer				 *peer;
 	const DestinationRoutine *routine;
-	Oid			owner;
-	char	   *slot_name;
-	ResyncTable **tables;
-	int			ntables;
+	Oid						  owner;
+	char					 *slot_name;
+	ResyncTable				**tables;
+	int						  ntables;
 } WorkerRun;
 
 /* In the current context; raises when mirror or run are gone. */
@@ -63,13 +63,16 @@ extern void resync_worker_report_error(ResyncErrorReport *report, const ErrorDat
 									   const ResyncTable *table);
 
 /* What pg_stat_activity shows. */
-extern void resync_worker_activity(const char *fmt,...) pg_attribute_printf(1, 2);
+extern void resync_worker_activity(const char *fmt, ...) pg_attribute_printf(1, 2);
 
 /* Switch to the mirror's owner for everything that follows. */
 extern void resync_worker_become(Oid owner);
 
 /* Drop a slot if it is there and nobody uses it; true if it is gone now. */
 extern bool resync_worker_drop_slot(const char *name);
+
+/* False: it is gone, or its WAL is. */
+extern bool resync_worker_slot_usable(const char *name);
 
 /* Slot names: resync_<database>_<run>. */
 extern void resync_worker_slot_name(char *buf, Oid database, int64 run);
@@ -93,4 +96,4 @@ extern void resync_debug_point(const char *name);
 #define RESYNC_DEBUG_POINT(name) ((void) 0)
 #endif
 
-#endif							/* RESYNC_WORKER_H */
+#endif /* RESYNC_WORKER_H */

