@@ -11,6 +11,7 @@
 #include "postgres.h"
 
 #include "catalog/pg_attribute.h"
+#include "utils/wait_event.h"
 
 /* 16: the macros for varlena headers left postgres.h */
 #if PG_VERSION_NUM >= 160000
@@ -25,6 +26,16 @@
 #define RESYNC_ATT_IS_VIRTUAL(att) ((att)->attgenerated == ATTRIBUTE_GENERATED_VIRTUAL)
 #else
 #define RESYNC_ATT_IS_VIRTUAL(att) false
+#endif
+
+/*
+ * 17: an extension's waits have names in pg_stat_activity; before, they are all
+ * shown as "Extension".
+ */
+#if PG_VERSION_NUM >= 170000
+#define RESYNC_WAIT_EVENT(name) WaitEventExtensionNew("Resync" name)
+#else
+#define RESYNC_WAIT_EVENT(name) PG_WAIT_EXTENSION
 #endif
 
 #endif /* RESYNC_COMPAT_H */

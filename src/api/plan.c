@@ -8,6 +8,8 @@
  */
 #include "postgres.h"
 
+#include "compat.h"
+
 #include "api/api.h"
 
 #include <sys/statvfs.h>
@@ -238,7 +240,7 @@ wal_rate(void)
 				GetCurrentTimestamp(), TimestampTzPlusMilliseconds(start, MEASURE_MS))) > 0)
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, left,
-						 PG_WAIT_EXTENSION);
+						 RESYNC_WAIT_EVENT("WalRate"));
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}

@@ -9,6 +9,8 @@
  */
 #include "postgres.h"
 
+#include "compat.h"
+
 #include "api/api.h"
 
 #include "access/xact.h"
@@ -227,7 +229,7 @@ pause_until_next_look(TimestampTz deadline)
 	if (deadline != 0 && GetCurrentTimestamp() >= deadline)
 		return false;
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, POLL_MS,
-					 PG_WAIT_EXTENSION);
+					 RESYNC_WAIT_EVENT("WaitForMirror"));
 	ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();
 	return true;

@@ -8,6 +8,8 @@
  */
 #include "postgres.h"
 
+#include "compat.h"
+
 #include "decode/decode.h"
 #include "decode/wal.h"
 
@@ -45,7 +47,7 @@ read_page(XLogReaderState *state, XLogRecPtr page, int req_len, char *buf, bool 
 		if (!wait)
 			return -1;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 20,
-						 PG_WAIT_EXTENSION);
+						 RESYNC_WAIT_EVENT("WalFlush"));
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 		flush = GetFlushRecPtr(&tli);

@@ -222,6 +222,15 @@ add_type(MapState *state, Oid typid)
 	return result;
 }
 
+/* Types that PostgreSQL writes but does not read. */
+static bool
+is_write_only(Oid typid)
+{
+	return typid == PG_NODE_TREEOID || typid == PG_NDISTINCTOID || typid == PG_DEPENDENCIESOID ||
+		typid == PG_MCV_LISTOID || typid == PG_BRIN_BLOOM_SUMMARYOID ||
+		typid == PG_BRIN_MINMAX_MULTI_SUMMARYOID;
+}
+
 /* Look everything up at the source.  In a transaction. */
 static void
 read_source(MapState *state, const ResyncTable *table)
@@ -234,6 +243,14 @@ read_source(MapState *state, const ResyncTable *table)
 		int32 typmod = table->cols[i].typmod;
 		Oid	  typid = getBaseTypeAndTypmod(table->cols[i].typid, &typmod);
 		Oid	  element = get_element_type(typid);
+
+		if (is_write_only(typid))
+			ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+							errmsg("column \"%s\" of table \"%s.%s\" cannot be mirrored",
+								   table->cols[i].name, table->schema, table->name),
+							errdetail("Values of type %s cannot be read back by PostgreSQL.",
+									  format_type_be(typid)),
+							errhint("Add it to \"exclude\" of the table.")));
 
 		/*
 		 * An array of a domain becomes one of its base type; the element's OID

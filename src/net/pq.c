@@ -15,6 +15,8 @@
  */
 #include "postgres.h"
 
+#include "compat.h"
+
 #include "net/pq.h"
 
 #include <arpa/inet.h>
@@ -134,7 +136,7 @@ wait_socket(PGconn *conn, int events, TimestampTz deadline)
 			return 0;
 		events |= WL_TIMEOUT;
 	}
-	rc = WaitLatchOrSocket(MyLatch, events, PQsocket(conn), ms, PG_WAIT_EXTENSION);
+	rc = WaitLatchOrSocket(MyLatch, events, PQsocket(conn), ms, RESYNC_WAIT_EVENT("Destination"));
 	if (rc & WL_LATCH_SET)
 	{
 		ResetLatch(MyLatch);

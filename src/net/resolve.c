@@ -13,6 +13,8 @@
  */
 #include "postgres.h"
 
+#include "compat.h"
+
 #include "net/resolve.h"
 
 #include <netdb.h>
@@ -171,7 +173,7 @@ wait_for_request(ResolveRequest *req, TimestampTz deadline)
 		}
 		rc = WaitLatchOrSocket(MyLatch,
 							   WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | WL_TIMEOUT | WL_SOCKET_READABLE,
-							   req->fd, ms, PG_WAIT_EXTENSION);
+							   req->fd, ms, RESYNC_WAIT_EVENT("ResolveName"));
 		if (rc & WL_LATCH_SET)
 		{
 			ResetLatch(MyLatch);

@@ -9,6 +9,8 @@
  */
 #include "postgres.h"
 
+#include "compat.h"
+
 #include "worker/coordinator.h"
 
 #include "access/xlog.h"
@@ -195,7 +197,7 @@ resync_build_drop_slot(Coordinator *co, int64 run)
 	while (!resync_worker_drop_slot(name))
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 50,
-						 PG_WAIT_EXTENSION);
+						 RESYNC_WAIT_EVENT("SlotDrop"));
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}

@@ -9,6 +9,8 @@
  */
 #include "postgres.h"
 
+#include "compat.h"
+
 #include "worker/coordinator.h"
 
 #include "miscadmin.h"
@@ -158,7 +160,7 @@ wait_child(BackgroundWorkerHandle **handle)
 	while (GetBackgroundWorkerPid(*handle, &pid) != BGWH_STOPPED)
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 100,
-						 PG_WAIT_EXTENSION);
+						 RESYNC_WAIT_EVENT("CopierEnd"));
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
@@ -204,7 +206,7 @@ resync_children_dismiss_copiers(RunCtl *ctl)
 		if (!alive)
 			break;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 20,
-						 PG_WAIT_EXTENSION);
+						 RESYNC_WAIT_EVENT("WorkerEnd"));
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
@@ -242,7 +244,7 @@ dismiss_streamer(RunCtl *ctl)
 		   !TimestampDifferenceExceeds(start, GetCurrentTimestamp(), QUIT_TIMEOUT_MS))
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 20,
-						 PG_WAIT_EXTENSION);
+						 RESYNC_WAIT_EVENT("StreamerEnd"));
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}

@@ -17,6 +17,8 @@
  */
 #include "postgres.h"
 
+#include "compat.h"
+
 #include "worker/coordinator.h"
 
 #include "access/xact.h"
@@ -382,12 +384,10 @@ handle_error(Coordinator *co, ErrorData *edata, bool in_build)
 			retry_later(co, edata);
 		else
 		{
-			/* a first load that cannot begin has nothing to go back to */
 			ereport(LOG, (errcode(edata->sqlerrcode),
 						  errmsg("run " INT64_FORMAT " of mirror \"%s\" was refused: %s",
 								 co->newest->run, co->mirror->name, edata->message)));
-			end_build(co, co->newest->initial ? "failed" : "refused", edata->sqlerrcode,
-					  error_text(edata), edata->detail);
+			end_build(co, "refused", edata->sqlerrcode, error_text(edata), edata->detail);
 		}
 	}
 	else if (edata->sqlerrcode == RESYNC_ERRCODE_TABLE_CHANGED)
@@ -498,7 +498,10 @@ step_serving(Coordinator *co)
 	if (state != STREAMER_STREAMING)
 		return 100;
 	show_wal_holder(co);
-	if (co->mirror->error != NULL && !is_building(co))
+
+	/* whatever it was is over; the reason of a refusal stays */
+	if (co->mirror->error != NULL && !is_building(co) &&
+		(co->newest->outcome == NULL || strcmp(co->newest->outcome, "refused") != 0))
 	{
 		resync_catalog_begin();
 		resync_catalog_set_error(co->args.mirror, 0, NULL);
@@ -738,6 +741,6 @@ resync_coordinator_main(Datum arg)
 		}
 		if (nap > 0)
 			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, nap,
-							 PG_WAIT_EXTENSION);
+							 RESYNC_WAIT_EVENT("CoordinatorMain"));
 	}
 }

@@ -30,8 +30,10 @@ typedef struct RunCtl
 /* What phase load knows while this coordinator lives. */
 typedef struct LoadState
 {
-	int			  snapshot; /* how-manieth is held now, 0 = none */
-	bool		  synced;	/* done-marks were read */
+	int			  snapshot;	  /* how-manieth is held now, 0 = none */
+	bool		  synced;	  /* done-marks were read */
+	bool		  rotating;	  /* the snapshot is too old: a fresh one is wanted */
+	TimestampTz	  held_since; /* the snapshot */
 	RunPartition *partitions;
 	int			  npartitions;
 	int			  ndone;

@@ -11,6 +11,8 @@
  */
 #include "postgres.h"
 
+#include "compat.h"
+
 #include "worker/worker.h"
 
 #include "access/relation.h"
@@ -32,6 +34,7 @@
 
 /* rows between two looks at the clock and the counters */
 #define PROGRESS_ROWS 256
+#define PROGRESS_BYTES 65536
 
 typedef struct Copier
 {
@@ -42,10 +45,12 @@ typedef struct Copier
 	Destination		  *dest;
 	char			   snapshot_name[MAXPGPATH];
 	const ResyncTable *current;
-	/* rate limit: bytes sent since, and from when */
+	int64			   sent_before; /* bytes of earlier partitions */
+	/* rate limit: what it was measured with, from when, and from which byte */
+	int			  rate_limit; /* kB/s */
 	TimestampTz	  rate_start;
-	int64		  rate_bytes;
-	int			  rate_limit; /* kB/s it was measured with */
+	int64		  rate_sent;
+	int64		  rate_checked; /* sent at the last look */
 	MemoryContext context;
 	MemoryContext partition_context;
 } Copier;
@@ -124,9 +129,22 @@ wait_for_partition(Copier *c)
 		if (state == COPIER_WORKING)
 			return true;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 1000,
-						 PG_WAIT_EXTENSION);
+						 RESYNC_WAIT_EVENT("CopierMain"));
 		handle_interrupts();
 	}
+}
+
+/*
+ * Bytes handed to the network so far, over all partitions; noted for the view.
+ */
+static int64
+note_sent(Copier *c, int64 rows)
+{
+	int64 bytes = c->run->routine->load_bytes(c->dest);
+
+	pg_atomic_write_u64(&c->cs->rows, rows);
+	pg_atomic_write_u64(&c->cs->bytes, bytes);
+	return c->sent_before + bytes;
 }
 
 /*
@@ -134,7 +152,7 @@ wait_for_partition(Copier *c)
  * share.  Sleeps off what was sent too early.
  */
 static void
-keep_rate(Copier *c, int64 bytes)
+keep_rate(Copier *c, int64 sent)
 {
 	for (;;)
 	{
@@ -150,17 +168,18 @@ keep_rate(Copier *c, int64 bytes)
 		{
 			c->rate_limit = resync_load_rate_limit;
 			c->rate_start = now;
-			c->rate_bytes = bytes;
+			c->rate_sent = c->rate_checked;
 		}
 		for (int i = 0; i < c->rs->ncopiers; i++)
 			copiers += (c->rs->copiers[i].state == COPIER_WORKING);
 		allowed = (now - c->rate_start) / 1000000.0 * c->rate_limit * 1024.0 / Max(copiers, 1);
-		if (bytes - c->rate_bytes <= allowed)
-			return;
+		if (sent - c->rate_sent <= allowed)
+			break;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 20,
-						 PG_WAIT_EXTENSION);
+						 RESYNC_WAIT_EVENT("LoadRateLimit"));
 		ResetLatch(MyLatch);
 	}
+	c->rate_checked = sent;
 }
 
 /*
@@ -182,22 +201,22 @@ copy_rows(Copier *c, const ResyncTable *table, Relation rel)
 	while ((slot = resync_snapshot_next(scan)) != NULL)
 	{
 		routine->load_row(c->dest, slot);
-		if (++rows % PROGRESS_ROWS == 0)
+		rows++;
+		if (rows % PROGRESS_ROWS == 0 ||
+			c->sent_before + routine->load_bytes(c->dest) - c->rate_checked > PROGRESS_BYTES)
 		{
-			int64 bytes = routine->load_bytes(c->dest);
-
-			pg_atomic_write_u64(&c->cs->rows, rows);
-			pg_atomic_write_u64(&c->cs->bytes, bytes);
 			RESYNC_DEBUG_POINT("during_load");
-			keep_rate(c, bytes);
+			keep_rate(c, note_sent(c, rows));
 		}
 	}
 	resync_snapshot_end(scan);
 	RESYNC_DEBUG_POINT("before_partition_commit");
 	acknowledged = routine->load_finish(c->dest);
 	RESYNC_DEBUG_POINT("after_partition_commit");
-	pg_atomic_write_u64(&c->cs->rows, rows);
-	pg_atomic_write_u64(&c->cs->bytes, routine->load_bytes(c->dest));
+
+	/* the rest of it went with the commit; the next one waits for that, too */
+	keep_rate(c, note_sent(c, rows));
+	c->sent_before += routine->load_bytes(c->dest);
 
 	/* rule 10: rows read = rows acknowledged */
 	if (acknowledged != rows)
@@ -207,6 +226,32 @@ copy_rows(Copier *c, const ResyncTable *table, Relation rel)
 						" rows of a partition of table \"%s.%s\", " INT64_FORMAT " were read",
 						acknowledged, table->schema, table->name, rows)));
 	return acknowledged;
+}
+
+/*
+ * Are the relation's columns those that the run was planned with?  A snapshot
+ * taken after a restart may show a table that was changed since: its rows must
+ * not be sent by the old plan.
+ */
+static bool
+plan_fits(const ResyncTable *table, TupleDesc desc)
+{
+	for (int c = 0; c < table->ncols; c++)
+	{
+		const ResyncColumn *col = &table->cols[c];
+		bool				found = false;
+
+		for (int i = 0; i < desc->natts && !found; i++)
+		{
+			Form_pg_attribute att = TupleDescAttr(desc, i);
+
+			found = !att->attisdropped && att->atttypid == col->typid &&
+					att->atttypmod == col->typmod && strcmp(NameStr(att->attname), col->name) == 0;
+		}
+		if (!found)
+			return false;
+	}
+	return true;
 }
 
 /*
@@ -221,7 +266,6 @@ load_partition(Copier *c)
 	bool			   current;
 
 	c->current = table;
-	c->rate_limit = 0;
 	pg_atomic_write_u64(&c->cs->rows, 0);
 	pg_atomic_write_u64(&c->cs->bytes, 0);
 	resync_worker_activity("mirror %s: loading %s.%s, partition " INT64_FORMAT, c->run->id.mirror,
@@ -235,7 +279,8 @@ load_partition(Copier *c)
 	MemoryContextSwitchTo(c->partition_context);
 
 	rel = try_relation_open(c->cs->relid, AccessShareLock);
-	current = (rel != NULL && resync_snapshot_is_current(rel));
+	current = (rel != NULL && resync_snapshot_is_current(rel) &&
+			   plan_fits(table, RelationGetDescr(rel)));
 	if (current)
 		acknowledged = copy_rows(c, table, rel);
 	if (rel != NULL)

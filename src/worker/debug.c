@@ -14,6 +14,8 @@
  */
 #include "postgres.h"
 
+#include "compat.h"
+
 #ifdef RESYNC_DEBUG
 
 #include "worker/worker.h"
@@ -65,7 +67,7 @@ resync_debug_point(const char *name)
 			return;
 		resync_worker_activity("debug point %s", name);
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 10,
-						 PG_WAIT_EXTENSION);
+						 RESYNC_WAIT_EVENT("DebugPoint"));
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}

@@ -19,6 +19,8 @@
  */
 #include "postgres.h"
 
+#include "compat.h"
+
 #include "worker/hooks.h"
 
 #include "access/genam.h"
@@ -121,7 +123,7 @@ stop_database(Oid database)
 		   !TimestampDifferenceExceeds(start, GetCurrentTimestamp(), STOP_TIMEOUT_MS))
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 20,
-						 PG_WAIT_EXTENSION);
+						 RESYNC_WAIT_EVENT("WorkersEnd"));
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}

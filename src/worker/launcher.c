@@ -13,6 +13,8 @@
  */
 #include "postgres.h"
 
+#include "compat.h"
+
 #include "worker/worker.h"
 
 #include "access/heapam.h"
@@ -424,7 +426,7 @@ resync_launcher_main(Datum arg)
 		if ((n = run_coordinators()) >= 0)
 			nap = Min(nap, n);
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, nap,
-						 PG_WAIT_EXTENSION);
+						 RESYNC_WAIT_EVENT("LauncherMain"));
 	}
 }
 

@@ -242,6 +242,61 @@ have_snapshot(Coordinator *co)
 	if (co->newest->snapshots > 1)
 		mix_snapshots(co);
 	co->load.snapshot = co->newest->snapshots;
+	co->load.held_since = GetCurrentTimestamp();
+	return true;
+}
+
+/*
+ * resync.max_snapshot_age: a snapshot holds back VACUUM in the whole database.
+ * No partition is handed out any more, those under way are finished, then the
+ * load goes on under a fresh one.  Not while a table without key is loaded in
+ * part: it would have to begin again.
+ */
+static bool
+should_rotate(Coordinator *co)
+{
+	if (co->load.rotating)
+		return true;
+	if (resync_max_snapshot_age == 0 ||
+		!TimestampDifferenceExceeds(co->load.held_since, GetCurrentTimestamp(),
+									resync_max_snapshot_age * 1000))
+		return false;
+	for (int t = 0; t < co->run->ntables; t++)
+	{
+		int done = 0;
+		int open = 0;
+
+		if (co->run->tables[t]->nkeys > 0)
+			continue;
+		for (int i = 0; i < co->load.npartitions; i++)
+		{
+			if (co->load.partitions[i].ordinal != co->run->tables[t]->ordinal)
+				continue;
+			if (co->load.partitions[i].status == PARTITION_WAITING)
+				open++;
+			else
+				done++;
+		}
+		if (done > 0 && open > 0)
+			return false;
+	}
+	co->load.rotating = true;
+	return true;
+}
+
+/* Nothing is under way any more: let the snapshot go.  False: not yet. */
+static bool
+rotate_snapshot(Coordinator *co)
+{
+	for (int i = 0; i < co->load.npartitions; i++)
+	{
+		if (co->load.partitions[i].status == PARTITION_LOADING)
+			return false;
+	}
+	resync_children_dismiss_copiers(&co->build);
+	if (resync_children_streamer(&co->build, &co->args, STREAMER_HOLD, 0) != STREAMER_HELD)
+		return false;
+	resync_load_forget(co);
 	return true;
 }
 
@@ -346,7 +401,7 @@ serve_copier(Coordinator *co, int i)
 		co->load.ndone++;
 		co->build.copier_failures = 0;
 	}
-	next = next_partition(co);
+	next = should_rotate(co) ? NULL : next_partition(co);
 	if (next != NULL)
 		assign(co, cs, next);
 	else if (state == COPIER_DONE)
@@ -477,10 +532,15 @@ long
 resync_load_step(Coordinator *co)
 {
 	resync_build_open(co);
+	if (co->load.rotating && co->load.ndone < co->load.npartitions && rotate_snapshot(co))
+		return 0;
+	if (co->build.rs->command == STREAMER_HOLD && co->load.rotating)
+		return 50;
 	if (!have_snapshot(co))
 		return 200;
 
-	start_copiers(co);
+	if (!co->load.rotating)
+		start_copiers(co);
 	for (int i = 0; i < co->build.rs->ncopiers; i++)
 	{
 		if (co->build.copiers[i] != NULL)

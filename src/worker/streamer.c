@@ -11,6 +11,8 @@
  */
 #include "postgres.h"
 
+#include "compat.h"
+
 #include "worker/worker.h"
 
 #include "access/xact.h"
@@ -121,7 +123,7 @@ static void
 nap(long ms)
 {
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, ms,
-					 PG_WAIT_EXTENSION);
+					 RESYNC_WAIT_EVENT("StreamerMain"));
 	ResetLatch(MyLatch);
 	handle_interrupts();
 }
