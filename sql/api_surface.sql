@@ -106,7 +106,7 @@ SELECT peerdb_check_peer('nobody');
 -- not yet
 SELECT peerdb_add_tables('m', '[]');
 SELECT peerdb_remove_tables('m', '{}');
-SELECT peerdb_resume_mirror('m', adopt => true);
+SELECT peerdb_resume_mirror('nobody', adopt => true);
 \set VERBOSITY default
 SELECT peerdb_drop_mirror('nobody', if_exists => true);
 DROP EXTENSION resync;

@@ -30,6 +30,7 @@ CREATE TABLE peerdb._mirror (
 	newest_run bigint,					-- the run that is on, or was the last
 	want_pause boolean NOT NULL DEFAULT false,
 	want_cancel boolean NOT NULL DEFAULT false,
+	adopt_from uuid,					-- taken over from a copy's original: its token
 	want_drop text CHECK (want_drop IN ('keep', 'drop')),	-- drop_mirror was called; the destination's tables
 	error text,
 	error_sqlstate text,
@@ -66,6 +67,7 @@ CREATE TABLE peerdb._run (
 	snapshots int NOT NULL DEFAULT 0,	-- exported so far
 	catch_up_lsn pg_lsn,				-- LSN of the last snapshot used
 	confirmed_lsn pg_lsn,				-- durable at the destination, as last reported
+	wal_warned bigint,					-- bytes held while at rest, as last warned about
 	step text,							-- started and not done: counts crashes
 	crashes int NOT NULL DEFAULT 0,
 	restarts int NOT NULL DEFAULT 0,	-- of phase create_slot, because a table was rewritten

@@ -218,7 +218,9 @@ resync_api_lock_mirror(const char *name)
 			ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("mirror \"%s\" belongs to another database, of which this one is a copy", name),
-			 errhint("Forget it here: SELECT peerdb_drop_mirror('%s');", name)));
+			 errhint(
+				 "Take it over with peerdb_resume_mirror('%s', adopt => true), or forget it here with peerdb_drop_mirror('%s').",
+				 name, name)));
 	return mirror;
 }
 

@@ -91,4 +91,8 @@ extern XLogRecPtr resync_api_current_lsn(void);
  */
 extern void resync_api_wait_for_lsn(const char *mirror, XLogRecPtr lsn, TimestampTz deadline);
 
+/* start.c: a new run, which becomes the mirror's newest (see there). */
+extern int64 resync_api_start_run(const MirrorRow *mirror, bool initial, bool keep_serving,
+								  const char *previous_status);
+
 #endif /* RESYNC_API_H */

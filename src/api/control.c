@@ -12,7 +12,10 @@
 #include "api/api.h"
 #include "api/tables.h"
 
+#include "access/xlog.h"
+#include "access/xlog.h"
 #include "catalog/pg_type.h"
+#include "miscadmin.h"
 #include "foreign/foreign.h"
 #include "utils/builtins.h"
 #include "worker/shmem.h"
@@ -150,6 +153,45 @@ status_of_phase(RunPhase phase)
 	return phase < PHASE_STREAM ? "snapshot" : "running";
 }
 
+/*
+ * Take a mirror over from the database that this one is a copy of.  There is no
+ * slot here, and the positions of the other one's WAL mean nothing: the mirror
+ * is rebuilt by a resync, under a new token; its first step at the destination
+ * fences the original out and makes the live tables ours.  Owner and server
+ * are found by name, since OIDs differ in a restored dump.
+ */
+static void
+adopt(MirrorRow *mirror)
+{
+	resync_api_check_server();
+	if (mirror->newest_run != 0)
+		resync_api_exec("UPDATE peerdb._run SET phase = 'ended',"
+						" outcome = coalesce(outcome, 'cancelled'),"
+						" finished_at = coalesce(finished_at, pg_catalog.clock_timestamp())"
+						" WHERE mirror = $1 AND phase <> 'ended'",
+						SPI_OK_UPDATE, 1, INT8OID, Int64GetDatum(mirror->id), false);
+	if (resync_catalog_exec(
+			"UPDATE peerdb._mirror m SET adopt_from = coalesce(m.adopt_from, m.token),"
+			" token = pg_catalog.gen_random_uuid(), system_identifier = $2,"
+			" database_oid = $3, owner = r.oid, server = s.oid, live_run = NULL,"
+			" newest_run = NULL, want_pause = false, want_cancel = false,"
+			" want_drop = NULL"
+			" FROM pg_catalog.pg_roles r, pg_catalog.pg_foreign_server s"
+			" WHERE m.id = $1 AND r.rolname = m.owner_name"
+			" AND s.srvname = m.server_name",
+			SPI_OK_UPDATE, 3, INT8OID, Int64GetDatum(mirror->id), false, INT8OID,
+			Int64GetDatum((int64) GetSystemIdentifier()), false, OIDOID,
+			ObjectIdGetDatum(MyDatabaseId), false) == 0)
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+						errmsg("owner or server of mirror \"%s\" does not exist in this database",
+							   mirror->name),
+						errhint("Create role and server by the names they have in the original.")));
+	resync_catalog_finish();
+	mirror = resync_catalog_mirror(mirror->id);
+	resync_api_check_role(mirror->owner);
+	(void) resync_api_start_run(mirror, false, false, NULL);
+}
+
 /* peerdb_resume_mirror(mirror, adopt) */
 Datum
 peerdb_resume_mirror(PG_FUNCTION_ARGS)
@@ -161,10 +203,16 @@ peerdb_resume_mirror(PG_FUNCTION_ARGS)
 	resync_api_begin_change();
 	name = resync_api_text(fcinfo, 0, "mirror");
 	if (resync_api_bool(fcinfo, 1, "adopt"))
-		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						errmsg("adopting a mirror is not available yet"),
-						errhint("Drop the mirror in this database, and create it anew.")));
-	mirror = resync_api_lock_mirror(name);
+	{
+		mirror = resync_api_lock_mirror_or_copy(name);
+		if (resync_api_is_copy(mirror))
+		{
+			adopt(mirror);
+			PG_RETURN_VOID();
+		}
+	}
+	else
+		mirror = resync_api_lock_mirror(name);
 	refuse_when_dropped(mirror);
 	if (!mirror->want_pause && strcmp(mirror->status, "failed") != 0 &&
 		strcmp(mirror->status, "pausing") != 0 && strcmp(mirror->status, "paused") != 0)

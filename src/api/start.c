@@ -165,8 +165,9 @@ check_destinations_free(int64 mirror)
  * A new run, which becomes the mirror's newest.  Wakes the workers at commit.
  * previous_status: of the mirror, for a run that is refused; NULL if none.
  */
-static int64
-start_run(const MirrorRow *mirror, bool initial, bool keep_serving, const char *previous_status)
+int64
+resync_api_start_run(const MirrorRow *mirror, bool initial, bool keep_serving,
+					 const char *previous_status)
 {
 	int64 run;
 	bool  isnull;
@@ -232,7 +233,7 @@ peerdb_create_mirror(PG_FUNCTION_ARGS)
 	check_destinations_free(id);
 	mirror = resync_catalog_mirror(id);
 	(void) resync_api_check_tables(mirror, GetUserId(), &ntables);
-	PG_RETURN_INT64(start_run(mirror, true, false, NULL));
+	PG_RETURN_INT64(resync_api_start_run(mirror, true, false, NULL));
 }
 
 /* Raises when a run is on, or the mirror is going away. */
@@ -290,5 +291,6 @@ peerdb_resync(PG_FUNCTION_ARGS)
 	(void) resync_catalog_peer(mirror->server, mirror->owner);
 	(void) resync_api_check_tables(mirror, mirror->owner, &ntables);
 
-	PG_RETURN_INT64(start_run(mirror, false, resync_api_keeps_serving(mirror), mirror->status));
+	PG_RETURN_INT64(
+		resync_api_start_run(mirror, false, resync_api_keeps_serving(mirror), mirror->status));
 }

@@ -47,7 +47,8 @@ typedef struct MirrorRow
 	int64  newest_run; /* 0 = none */
 	bool   want_pause;
 	bool   want_cancel;
-	char  *want_drop; /* NULL, "keep", "drop" */
+	char  *want_drop;  /* NULL, "keep", "drop" */
+	char  *adopt_from; /* token of the original that it is to be taken over from; NULL */
 	char  *error;
 } MirrorRow;
 
@@ -193,6 +194,9 @@ extern int64 *resync_catalog_active_mirrors(int *nmirrors);
 /* The run's tables are live now.  Clears the mirror's error. */
 extern void resync_catalog_finish_swap(int64 mirror, int64 run);
 
+/* The destination knows that it was taken over. */
+extern void resync_catalog_adopted(int64 mirror);
+
 /* Rows of the mirror, its runs and batches go; logs stay. */
 extern void resync_catalog_delete_mirror(int64 id);
 
@@ -205,6 +209,9 @@ extern void resync_catalog_delete_mirror(int64 id);
  */
 extern void resync_catalog_note_start(int64 run, const char *step, int crashes);
 extern void resync_catalog_note_progress(int64 run);
+
+/* Bytes of WAL that a warning was given for. */
+extern void resync_catalog_note_warned(int64 run, int64 bytes);
 
 extern void resync_catalog_set_run_slot(int64 run, const char *slot_name, XLogRecPtr snapshot_lsn);
 extern void resync_catalog_set_snapshot(int64 run, int snapshots, XLogRecPtr catch_up_lsn);

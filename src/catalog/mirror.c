@@ -83,7 +83,7 @@ sqlstate_text(int sqlerrcode)
 
 #define MIRROR_COLUMNS                                                                        \
 	"id, name, owner, server, server_name, options, token, system_identifier, database_oid, " \
-	"status, live_run, newest_run, want_pause, want_cancel, want_drop, error"
+	"status, live_run, newest_run, want_pause, want_cancel, want_drop, error, adopt_from"
 
 /* The row that is in SPI_tuptable. */
 static MirrorRow *
@@ -109,6 +109,7 @@ mirror_from_result(MemoryContext context)
 	mirror->want_cancel = result_bool(0, 14);
 	mirror->want_drop = result_text(0, 15, context);
 	mirror->error = result_text(0, 16, context);
+	mirror->adopt_from = result_text(0, 17, context);
 	return mirror;
 }
 
@@ -339,6 +340,14 @@ resync_catalog_set_error(int64 mirror, int sqlerrcode, const char *error)
 							   "ELSE pg_catalog.clock_timestamp() END WHERE id = $1",
 							   SPI_OK_UPDATE, 3, ARG_INT8(mirror), ARG_TEXT(error),
 							   ARG_TEXT(error == NULL ? NULL : sqlstate_text(sqlerrcode)));
+	resync_catalog_finish();
+}
+
+void
+resync_catalog_adopted(int64 mirror)
+{
+	(void) resync_catalog_exec("UPDATE peerdb._mirror SET adopt_from = NULL WHERE id = $1",
+							   SPI_OK_UPDATE, 1, ARG_INT8(mirror));
 	resync_catalog_finish();
 }
 

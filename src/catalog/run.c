@@ -39,6 +39,14 @@ resync_catalog_note_progress(int64 run)
 }
 
 void
+resync_catalog_note_warned(int64 run, int64 bytes)
+{
+	(void) resync_catalog_exec("UPDATE peerdb._run SET wal_warned = $2 WHERE run = $1",
+							   SPI_OK_UPDATE, 2, ARG_INT8(run), ARG_INT8(bytes));
+	resync_catalog_finish();
+}
+
+void
 resync_catalog_set_run_slot(int64 run, const char *slot_name, XLogRecPtr snapshot_lsn)
 {
 	(void) resync_catalog_exec("UPDATE peerdb._run SET slot_name = $2, snapshot_lsn = $3 "

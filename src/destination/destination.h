@@ -98,6 +98,13 @@ struct DestinationRoutine
 	void (*begin_run)(Destination *dest, XLogRecPtr start_lsn);
 
 	/*
+	 * A copy of the source takes the mirror over: the original's runs (marked
+	 * with its token) are fenced out, its live tables become this mirror's.
+	 * Repeatable.
+	 */
+	void (*adopt)(Destination *dest, const char *old_token);
+
+	/*
 	 * The run is over (cancelled, failed for good, retired, dropped): fence it
 	 * out and drop its tables under construction.  Repeatable; what is gone is
 	 * no error.  Never touches live tables.

@@ -659,6 +659,29 @@ drop_marked(PgDestination *dest, const char *condition)
 	resync_pq_clear(res);
 }
 
+/*
+ * Marks of live tables move to the new token; their run numbers are another
+ * source's and are made negative, so that they never meet a run of ours.
+ */
+static void
+pg_adopt(Destination *head, const char *old_token)
+{
+	PgDestination *dest = (PgDestination *) head;
+	MemoryContext  old = resync_pg_enter(dest);
+	const char	  *from = resync_pg_literal(old_token);
+	const char	  *to = resync_pg_literal(head->id->token);
+	const char	  *m = dest->meta_quoted;
+
+	if (resync_pg_has_metadata(dest))
+		resync_pq_exec(dest->conn,
+					   psprintf("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
+								"UPDATE %s.resync_run SET state = 'retired' WHERE token = %s;"
+								"UPDATE %s.resync_table SET token = %s, run = -abs(run)"
+								" WHERE token = %s AND swapped; COMMIT",
+								m, from, m, to, from));
+	MemoryContextSwitchTo(old);
+}
+
 static void
 pg_end_run(Destination *head, int64 run)
 {
@@ -748,6 +771,7 @@ const DestinationRoutine resync_destination_postgres = {
 	.map_columns = resync_pg_map_columns,
 	.check_table = resync_pg_check_table,
 	.begin_run = pg_begin_run,
+	.adopt = pg_adopt,
 	.end_run = pg_end_run,
 	.drop_mirror = pg_drop_mirror,
 	.create_table = resync_pg_create_table,

@@ -227,8 +227,8 @@ static bool
 is_write_only(Oid typid)
 {
 	return typid == PG_NODE_TREEOID || typid == PG_NDISTINCTOID || typid == PG_DEPENDENCIESOID ||
-		typid == PG_MCV_LISTOID || typid == PG_BRIN_BLOOM_SUMMARYOID ||
-		typid == PG_BRIN_MINMAX_MULTI_SUMMARYOID;
+		   typid == PG_MCV_LISTOID || typid == PG_BRIN_BLOOM_SUMMARYOID ||
+		   typid == PG_BRIN_MINMAX_MULTI_SUMMARYOID;
 }
 
 /* Look everything up at the source.  In a transaction. */

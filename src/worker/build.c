@@ -175,6 +175,14 @@ step_validate(Coordinator *co)
 {
 	check_server(co);
 	RESYNC_DEBUG_POINT("validate");
+	if (co->mirror->adopt_from != NULL)
+	{
+		resync_build_open(co);
+		co->run->routine->adopt(co->dest, co->mirror->adopt_from);
+		resync_catalog_begin();
+		resync_catalog_adopted(co->args.mirror);
+		resync_catalog_commit();
+	}
 	make_plan(co);
 	next_phase(co, PHASE_VALIDATE,
 			   co->newest->replaces != 0 && !co->newest->keep_serving ? PHASE_DROP

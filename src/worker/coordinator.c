@@ -492,6 +492,8 @@ step_serving(Coordinator *co)
 {
 	StreamerState state;
 
+	if (co->live->slot_name != NULL)
+		resync_worker_check_retained(co->live->slot_name);
 	resync_children_attach(co, &co->serving, co->live->run);
 	state = resync_children_streamer(&co->serving, &co->args, STREAMER_STREAM_LIVE, 0);
 	resync_children_note(co, &co->serving, false);
@@ -530,8 +532,10 @@ should_serve(Coordinator *co)
 static void
 check_resting_slot(Coordinator *co)
 {
-	if (co->live == NULL || co->live->phase != PHASE_STREAM || co->live->slot_name == NULL ||
-		resync_worker_slot_usable(co->live->slot_name))
+	if (co->live == NULL || co->live->phase != PHASE_STREAM || co->live->slot_name == NULL)
+		return;
+	resync_worker_check_retained(co->live->slot_name);
+	if (resync_worker_slot_retained(co->live->slot_name) >= 0)
 		return;
 	ereport(
 		ERROR,
@@ -636,6 +640,8 @@ step(Coordinator *co, volatile bool *in_build)
 
 		*in_build = true;
 		note_start(co, co->newest);
+		if (co->newest->slot_name != NULL)
+			resync_worker_check_retained(co->newest->slot_name);
 		n = resync_build_step(co);
 		nap = Min(nap, n);
 	}

@@ -21,6 +21,7 @@
 #include "access/htup_details.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/catalog.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_type.h"
@@ -40,6 +41,7 @@
 #define RECHECK_INTERVAL_MS 60000
 #define START_TIMEOUT_MS 10000
 #define SLOT_CHECK_MS 10000
+#define WARN_RETAINED (INT64CONST(1024) * 1024 * 1024)
 
 /* Coordinators that this launcher started and that have not reported yet. */
 typedef struct Starting
@@ -149,6 +151,16 @@ recheck_databases(void)
 	LWLockRelease(ReplicationSlotControlLock);
 }
 
+/* More than resync.max_wal_retained allows? */
+static bool
+holds_too_much(XLogRecPtr restart_lsn)
+{
+	XLogRecPtr now = GetXLogWriteRecPtr();
+
+	return resync_max_wal_retained > 0 && now > restart_lsn &&
+		   now - restart_lsn > (uint64) resync_max_wal_retained * 1024 * 1024;
+}
+
 /*
  * A slot that was invalidated while nobody uses it: the probe has its mirror
  * told.
@@ -166,7 +178,8 @@ watch_slots(void)
 		DatabaseShared	*ds;
 
 		if (!slot->in_use || slot->active_pid != 0 ||
-			!XLogRecPtrIsInvalid(slot->data.restart_lsn) ||
+			!(XLogRecPtrIsInvalid(slot->data.restart_lsn) ||
+			  holds_too_much(slot->data.restart_lsn)) ||
 			!resync_worker_parse_slot_name(NameStr(slot->data.name), &database, &run) ||
 			database != slot->data.database)
 			continue;
@@ -480,31 +493,78 @@ drop_orphaned_slots(bool have_extension)
 }
 
 /*
- * Mirrors at rest (paused, failed) whose slot is lost or gone: a coordinator
- * looks, and leaves them failed with the reason.
+ * Mirrors at rest (paused, failed).  Where the slot is lost, gone, or holds
+ * more WAL than resync.max_wal_retained, a coordinator is to leave the mirror
+ * failed with the reason.  Else its WAL is worth a warning each time that it
+ * has doubled.
  */
 static void
-wake_without_slot(void)
+watch_resting(void)
 {
-	uint64 n;
+	int64		 *ids;
+	int64		 *runs;
+	char		**names;
+	int64		 *warned;
+	int			  n;
+	MemoryContext context = CurrentMemoryContext;
 
 	resync_catalog_begin();
-	n = resync_catalog_exec(
-		"SELECT m.id FROM peerdb._mirror m JOIN peerdb._run r ON r.run = m.live_run"
-		" WHERE r.phase = 'stream' AND m.status IN ('paused', 'failed')"
-		" AND m.database_oid = $1 AND NOT EXISTS"
-		" (SELECT FROM pg_catalog.pg_replication_slots s"
-		" WHERE s.slot_name = r.slot_name AND s.restart_lsn IS NOT NULL)",
-		SPI_OK_SELECT, 1, OIDOID, ObjectIdGetDatum(MyDatabaseId), false);
-	for (uint64 i = 0; i < n; i++)
+	n = (int) resync_catalog_exec("SELECT m.id, r.run, m.name, coalesce(r.wal_warned, 0)"
+								  " FROM peerdb._mirror m JOIN peerdb._run r ON r.run = m.live_run"
+								  " WHERE r.phase = 'stream' AND m.status IN ('paused', 'failed')"
+								  " AND m.database_oid = $1 AND m.system_identifier = $2",
+								  SPI_OK_SELECT, 2, OIDOID, ObjectIdGetDatum(MyDatabaseId), false,
+								  INT8OID, Int64GetDatum((int64) GetSystemIdentifier()), false);
+	ids = MemoryContextAlloc(context, (n + 1) * sizeof(int64));
+	runs = MemoryContextAlloc(context, (n + 1) * sizeof(int64));
+	warned = MemoryContextAlloc(context, (n + 1) * sizeof(int64));
+	names = MemoryContextAlloc(context, (n + 1) * sizeof(char *));
+	for (int i = 0; i < n; i++)
 	{
-		bool  isnull;
-		Datum id = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
+		HeapTuple tup = SPI_tuptable->vals[i];
+		TupleDesc desc = SPI_tuptable->tupdesc;
+		bool	  isnull;
 
-		(void) resync_shmem_want_mirror(MyDatabaseId, DatumGetInt64(id), false);
+		ids[i] = DatumGetInt64(SPI_getbinval(tup, desc, 1, &isnull));
+		runs[i] = DatumGetInt64(SPI_getbinval(tup, desc, 2, &isnull));
+		names[i] = MemoryContextStrdup(context, SPI_getvalue(tup, desc, 3));
+		warned[i] = DatumGetInt64(SPI_getbinval(tup, desc, 4, &isnull));
 	}
 	resync_catalog_finish();
 	resync_catalog_commit();
+	MemoryContextSwitchTo(context);
+
+	for (int i = 0; i < n; i++)
+	{
+		char  slot[NAMEDATALEN];
+		int64 retained;
+		int64 limit = (int64) resync_max_wal_retained * 1024 * 1024;
+
+		resync_worker_slot_name(slot, MyDatabaseId, runs[i]);
+		retained = resync_worker_slot_retained(slot);
+		if (retained < 0 || (limit > 0 && retained > limit))
+		{
+			(void) resync_shmem_want_mirror(MyDatabaseId, ids[i], false);
+			continue;
+		}
+		if (retained < Max(2 * warned[i], limit > 0 ? limit / 4 : WARN_RETAINED))
+			continue;
+		ereport(
+			WARNING,
+			(errmsg(
+				 "mirror \"%s\" does not run, and its replication slot \"%s\" holds back " INT64_FORMAT
+				 " MB of WAL",
+				 names[i], slot, retained / (1024 * 1024)),
+			 errhint("Resume, resync or drop the mirror.")));
+		resync_catalog_begin();
+		resync_catalog_log(ids[i], runs[i], "warning", NULL, 0,
+						   psprintf("the slot holds back " INT64_FORMAT
+									" MB of WAL while the mirror does not run",
+									retained / (1024 * 1024)),
+						   NULL);
+		resync_catalog_note_warned(runs[i], retained);
+		resync_catalog_commit();
+	}
 }
 
 void
@@ -536,7 +596,7 @@ resync_probe_main(Datum arg)
 	for (int i = 0; i < nmirrors; i++)
 		(void) resync_shmem_want_mirror(MyDatabaseId, mirrors[i], false);
 	if (exists)
-		wake_without_slot();
+		watch_resting();
 	drop_orphaned_slots(exists);
 	proc_exit(0);
 }

@@ -12,6 +12,7 @@
 #include "worker/worker.h"
 
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/catalog.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
@@ -194,17 +195,42 @@ resync_worker_parse_slot_name(const char *name, Oid *database, int64 *run)
 	return strcmp(check, name) == 0;
 }
 
-bool
-resync_worker_slot_usable(const char *name)
+int64
+resync_worker_slot_retained(const char *name)
 {
 	ReplicationSlot *slot;
-	bool			 usable;
+	XLogRecPtr		 restart = InvalidXLogRecPtr;
 
 	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
 	slot = SearchNamedReplicationSlot(name, false);
-	usable = (slot != NULL && !XLogRecPtrIsInvalid(slot->data.restart_lsn));
+	if (slot != NULL)
+	{
+		SpinLockAcquire(&slot->mutex);
+		restart = slot->data.restart_lsn;
+		SpinLockRelease(&slot->mutex);
+	}
 	LWLockRelease(ReplicationSlotControlLock);
-	return usable;
+	if (XLogRecPtrIsInvalid(restart))
+		return -1;
+	return (int64) (GetXLogWriteRecPtr() - Min(restart, GetXLogWriteRecPtr()));
+}
+
+void
+resync_worker_check_retained(const char *name)
+{
+	int64 retained;
+
+	if (resync_max_wal_retained == 0)
+		return;
+	retained = resync_worker_slot_retained(name);
+	if (retained > (int64) resync_max_wal_retained * 1024 * 1024)
+		ereport(ERROR,
+				(errcode(RESYNC_ERRCODE_NEEDS_RESYNC),
+				 errmsg("replication slot \"%s\" holds back more WAL than resync.max_wal_retained",
+						name),
+				 errdetail("It holds " INT64_FORMAT " MB and is dropped before the disk fills.",
+						   retained / (1024 * 1024)),
+				 errhint("Run peerdb_resync() to rebuild the mirror.")));
 }
 
 /*

@@ -71,8 +71,13 @@ extern void resync_worker_become(Oid owner);
 /* Drop a slot if it is there and nobody uses it; true if it is gone now. */
 extern bool resync_worker_drop_slot(const char *name);
 
-/* False: it is gone, or its WAL is. */
-extern bool resync_worker_slot_usable(const char *name);
+/*
+ * WAL that a slot holds back, in bytes; -1: the slot is gone, or its WAL is.
+ */
+extern int64 resync_worker_slot_retained(const char *name);
+
+/* Raises NEEDS_RESYNC when it holds more than resync.max_wal_retained. */
+extern void resync_worker_check_retained(const char *name);
 
 /* Slot names: resync_<database>_<run>. */
 extern void resync_worker_slot_name(char *buf, Oid database, int64 run);
