@@ -447,6 +447,25 @@ is_level(Coordinator *co)
 	return !TimestampDifferenceExceeds(co->level_since, GetCurrentTimestamp(), LEVEL_TIME_MS);
 }
 
+/*
+ * With keep_serving: has the old stream applied everything up to this run's
+ * slot?  The swap carries deleted rows over from the live tables; what was
+ * deleted before the slot's LSN is known to the old stream only, and must be
+ * there before transfer() looks.  An old stream that ended for good is not
+ * waited for.
+ */
+static bool
+serving_has_reached_slot(Coordinator *co)
+{
+	RunShared *rs = co->serving.rs;
+
+	if (!co->newest->keep_serving || co->serving.run == 0 ||
+		pg_atomic_read_u64(&rs->applied_lsn) >= co->newest->snapshot_lsn)
+		return true;
+	return pg_atomic_read_u64(&rs->received_lsn) >= co->newest->snapshot_lsn &&
+		   pg_atomic_read_u64(&rs->oldest_pending) == 0;
+}
+
 static long
 step_catch_up(Coordinator *co)
 {
@@ -459,6 +478,11 @@ step_catch_up(Coordinator *co)
 		return 100;
 	}
 	resync_children_note(co, &co->build, false);
+	if (!serving_has_reached_slot(co))
+	{
+		co->level_target = 0;
+		return 100;
+	}
 	if (!is_level(co))
 		return 50;
 	next_phase(co, PHASE_CATCH_UP, PHASE_SWAP);

@@ -166,6 +166,8 @@ clean_destination(Coordinator *co, int64 end_run, bool drop_mirror, bool drop_ta
 {
 	MemoryContext context = CurrentMemoryContext;
 
+	/* not by a connection that may have died while it was idle */
+	resync_build_close(co);
 	PG_TRY();
 	{
 		resync_build_open(co);
