@@ -20,4 +20,17 @@ REGRESS = $(patsubst sql/%.sql,%,$(filter-out sql/resync--%,$(sort $(wildcard sq
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
+# installcheck needs a server that is set up for it: say so before anything fails
+installcheck: check-server
+.PHONY: check-server
+check-server:
+	@psql="$(bindir)/psql -XAtq -d $${PGDATABASE:-postgres}"; \
+	libs=$$($$psql -c 'SHOW shared_preload_libraries') || exit 1; \
+	case ", $$libs," in \
+	*[,\ ]resync,*) ;; \
+	*) echo "set shared_preload_libraries = '$${libs:+$$libs, }resync' and restart the server" >&2; exit 1 ;; \
+	esac; \
+	test "$$($$psql -c 'SHOW wal_level')" = logical || \
+	{ echo "set wal_level = logical and restart the server" >&2; exit 1; }
+
 -include test/test.mk

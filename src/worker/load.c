@@ -565,6 +565,7 @@ resync_load_step(Coordinator *co)
 	verify_counts(co);
 	resync_catalog_begin();
 	resync_catalog_set_phase(co->build.run, PHASE_LOAD, PHASE_CATCH_UP);
+	resync_catalog_log(co->args.mirror, co->build.run, "info", NULL, 0, "phase load is done", NULL);
 	resync_catalog_commit();
 	resync_load_forget(co);
 	return 0;
