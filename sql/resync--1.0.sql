@@ -95,6 +95,7 @@ CREATE TABLE peerdb._run_table (
 	plan jsonb NOT NULL,				-- columns, key, identity (ResyncTable)
 	state "char" NOT NULL DEFAULT 'n',
 	multi_snapshot boolean NOT NULL DEFAULT false,
+	loaded_snapshot text,				-- without key: what the load saw, if not the slot's own snapshot
 	rows_total_estimate bigint,
 	bytes_total bigint,
 	partitions_total int,
@@ -461,7 +462,7 @@ COMMENT ON VIEW peerdb.runs IS 'runs of mirrors: first loads and resyncs';
 CREATE VIEW peerdb.partitions WITH (security_barrier) AS
 SELECT p.run, format('%I.%I', t.schema_name, t.table_name) AS source_table, p.partition,
 	p.first_block, p.last_block, p.status, p.rows, p.bytes, p.attempts, p.started_at, p.finished_at,
-	format('%I.%I', s.nspname, c.relname) AS relation
+	CASE WHEN c.oid IS NOT NULL THEN format('%I.%I', s.nspname, c.relname) END AS relation
 FROM peerdb._visible_run r
 JOIN peerdb._partition_now p ON p.run = r.run
 JOIN peerdb._run_table t ON t.run = p.run AND t.ordinal = p.ordinal

@@ -88,11 +88,15 @@ typedef struct ResyncTable
 								 * table without key ('f' without primary key,
 								 * 'n'): rows are not compacted */
 	int			  ncols;
-	ResyncColumn *cols;			  /* in destination order */
-	char		 *mapping;		  /* the user's mapping, JSON text */
-	bool		  multi_snapshot; /* loaded under more than one snapshot: the key
+	ResyncColumn *cols;			   /* in destination order */
+	char		 *mapping;		   /* the user's mapping, JSON text */
+	bool		  multi_snapshot;  /* loaded under more than one snapshot: the key
 								 * has to be made by de-duplication */
-	char		  state;		  /* RESYNC_TABLE_*, the journal */
+	char		 *loaded_snapshot; /* table without key, loaded under a later
+								 * snapshot than the slot's: that one, as
+								 * pg_snapshot's text; changes of transactions
+								 * that it shows are not replayed.  Else NULL */
+	char		  state;		   /* RESYNC_TABLE_*, the journal */
 } ResyncTable;
 
 /* Journal states of a run's table, in order (peerdb._run_table.state). */

@@ -15,6 +15,7 @@
 #include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
+#include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -97,6 +98,7 @@ void
 resync_api_begin_change(void)
 {
 	resync_api_require_preload();
+	PreventCommandIfReadOnly("changing a mirror");
 	if (!change_callback_registered)
 	{
 		RegisterXactCallback(change_xact_callback, NULL);

@@ -15,6 +15,7 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/guc.h"
 #include "utils/snapmgr.h"
 #include "worker/peercall.h"
@@ -54,8 +55,17 @@ count_source(const ResyncTable *table, Oid owner)
 	int	  guc_level;
 	int64 rows;
 	bool  isnull;
-	char *sql = psprintf("SELECT pg_catalog.count(*) FROM %s",
-						 quote_qualified_identifier(table->schema, table->name));
+	char *name = get_rel_name(table->relid);
+	char *sql;
+
+	/* the stream follows the OID; the name may be another table's by now */
+	if (name == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("table \"%s.%s\" does not exist any more", table->schema, table->name)));
+	sql = psprintf(
+		"SELECT pg_catalog.count(*) FROM %s",
+		quote_qualified_identifier(get_namespace_name(get_rel_namespace(table->relid)), name));
 
 	GetUserIdAndSecContext(&save_user, &save_context);
 	SetUserIdAndSecContext(owner, save_context | SECURITY_LOCAL_USERID_CHANGE |

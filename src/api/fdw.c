@@ -324,6 +324,10 @@ check_value(const PeerOption *option, DefElem *def)
 	switch (option->kind)
 	{
 		case OPT_TEXT:
+			/* libpq takes an empty value for its default; a schema needs a name */
+			if (strcmp(option->name, "metadata_schema") == 0 &&
+				(value[0] == '\0' || strlen(value) >= NAMEDATALEN))
+				refuse_value(option->name, value, "A schema's name is expected, of 1 to 63 bytes.");
 			break;
 		case OPT_BOOL:
 			(void) defGetBoolean(def);

@@ -198,7 +198,7 @@ check_workers(ResyncPlan *plan)
 							  " 'autovacuum launcher', 'autovacuum worker', 'checkpointer',"
 							  " 'background writer', 'walwriter', 'archiver', 'startup',"
 							  " 'walreceiver', 'walsummarizer', 'slotsync worker', 'io worker')");
-	if (plan->mirror->live_run != 0)
+	if (plan->mirror->live_run != 0 && strcmp(plan->mirror->status, "running") == 0)
 		used -= Min(used, 2);
 	unused = Max(max_worker_processes - used, 0);
 	add_row(

@@ -292,5 +292,6 @@ peerdb_resync(PG_FUNCTION_ARGS)
 	(void) resync_api_check_tables(mirror, mirror->owner, &ntables);
 
 	PG_RETURN_INT64(
-		resync_api_start_run(mirror, false, resync_api_keeps_serving(mirror), mirror->status));
+		resync_api_start_run(mirror, false, resync_api_keeps_serving(mirror),
+							 strcmp(mirror->status, "pausing") == 0 ? "paused" : mirror->status));
 }

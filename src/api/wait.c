@@ -307,7 +307,10 @@ peerdb_wait_for_status(PG_FUNCTION_ARGS)
 		if (!look(mirror->id, &now))
 			raise_gone(name);
 		MemoryContextSwitchTo(caller);
-		if (strcmp(status, "failed") != 0 || strcmp(now.status, "failed") != 0)
+
+		/* 'paused', 'terminating' ... are the mirror's, whatever became of the run */
+		if (!(rank_of_status(status) == RANK_NONE && strcmp(now.status, status) == 0) &&
+			(rank_of_status(status) != RANK_NONE || strcmp(now.status, "failed") == 0))
 			raise_if_over(name, &now);
 		if (reached(&now, status))
 		{

@@ -180,6 +180,9 @@ extern void resync_catalog_set_phase(int64 run, RunPhase from, RunPhase to);
 extern void
 resync_catalog_end_run(int64 run, const char *outcome, int sqlerrcode, const char *error);
 
+/* A pause is done, if it is still wanted. */
+extern void resync_catalog_set_paused(int64 mirror);
+
 extern void resync_catalog_set_status(int64 mirror, const char *status);
 extern void
 resync_catalog_set_error(int64 mirror, int sqlerrcode, const char *error); /* NULL clears */
@@ -268,6 +271,7 @@ extern void resync_catalog_put_plan(int64 run, const ResyncTable *table); /* its
 extern ResyncTable **resync_catalog_run_tables(int64 run, int *ntables);
 extern void			 resync_catalog_set_table_state(int64 run, int ordinal, char state);
 extern void			 resync_catalog_set_multi_snapshot(int64 run, int ordinal, bool multi_snapshot);
+extern void resync_catalog_set_loaded_snapshot(int64 run, int ordinal, const char *snapshot);
 
 /* Changes applied, added to the table's counters. */
 extern void resync_catalog_set_table_counts(int64 run, int ordinal, int64 inserts, int64 updates,

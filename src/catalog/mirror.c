@@ -332,6 +332,17 @@ resync_catalog_set_status(int64 mirror, const char *status)
 	resync_catalog_finish();
 }
 
+/* Unless somebody has resumed it, or asked for a resync, meanwhile. */
+void
+resync_catalog_set_paused(int64 mirror)
+{
+	(void) resync_catalog_exec("UPDATE peerdb._mirror SET status = 'paused', "
+							   "status_since = pg_catalog.clock_timestamp() "
+							   "WHERE id = $1 AND want_pause AND status <> 'paused'",
+							   SPI_OK_UPDATE, 1, ARG_INT8(mirror));
+	resync_catalog_finish();
+}
+
 void
 resync_catalog_set_error(int64 mirror, int sqlerrcode, const char *error)
 {

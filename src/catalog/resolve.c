@@ -131,9 +131,12 @@ look_up(TableRow *row)
 	/* under the lock it can neither go nor be renamed any more */
 	LockRelationOid(row->relid, AccessShareLock);
 	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(row->relid)))
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
-						errmsg("table \"%s.%s\" does not exist", row->schema, row->name),
-						errhint("Remove it from the mirror, or create it again.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_UNDEFINED_TABLE),
+			 errmsg("table \"%s.%s\" does not exist", row->schema, row->name),
+			 errhint(
+				 "Create it again, or drop the mirror and create it without the table, with \"replace_existing\".")));
 	row->schema = get_namespace_name(get_rel_namespace(row->relid));
 	row->name = get_rel_name(row->relid);
 	return true;

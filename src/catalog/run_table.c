@@ -81,7 +81,7 @@ resync_catalog_put_run_tables(int64 run, ResyncTable **tables, int ntables)
 			"dest_name = excluded.dest_name, "
 			"build_name = excluded.build_name, plan = excluded.plan, "
 			"state = excluded.state, "
-			"multi_snapshot = excluded.multi_snapshot",
+			"multi_snapshot = excluded.multi_snapshot, loaded_snapshot = NULL",
 			SPI_OK_INSERT, 11, ARG_INT8(run), ARG_INT4(t->ordinal), ARG_OID(t->relid),
 			ARG_TEXT(t->schema), ARG_TEXT(t->name), ARG_TEXT(t->dest_schema),
 			ARG_TEXT(t->dest_name), ARG_TEXT(t->build_name), JSONBOID, plan_of_table(t), false,
@@ -118,7 +118,7 @@ read_tables(int64 run, int *ntables, MemoryContext context)
 		"SELECT ordinal, relid, schema_name, table_name, dest_schema, dest_name, "
 		"build_name, state, multi_snapshot, plan->>'identity', "
 		"(plan->>'identity_full')::boolean, plan->>'mapping', "
-		"pg_catalog.jsonb_array_length(plan->'columns') "
+		"pg_catalog.jsonb_array_length(plan->'columns'), loaded_snapshot "
 		"FROM peerdb._run_table WHERE run = $1 ORDER BY ordinal",
 		SPI_OK_SELECT, 1, ARG_INT8(run));
 	tables = MemoryContextAlloc(context, Max(n, 1) * sizeof(ResyncTable *));
@@ -139,6 +139,7 @@ read_tables(int64 run, int *ntables, MemoryContext context)
 		t->identity_full = result_bool(i, 11);
 		t->mapping = result_text(i, 12, context);
 		t->ncols = result_int4(i, 13);
+		t->loaded_snapshot = result_text(i, 14, context);
 		t->cols = MemoryContextAllocZero(context, Max(t->ncols, 1) * sizeof(ResyncColumn));
 		tables[i] = t;
 	}
@@ -219,6 +220,16 @@ resync_catalog_set_multi_snapshot(int64 run, int ordinal, bool multi_snapshot)
 							   "WHERE run = $1 AND ordinal = $2",
 							   SPI_OK_UPDATE, 3, ARG_INT8(run), ARG_INT4(ordinal),
 							   ARG_BOOL(multi_snapshot));
+	resync_catalog_finish();
+}
+
+void
+resync_catalog_set_loaded_snapshot(int64 run, int ordinal, const char *snapshot)
+{
+	(void) resync_catalog_exec("UPDATE peerdb._run_table SET loaded_snapshot = $3 "
+							   "WHERE run = $1 AND ordinal = $2",
+							   SPI_OK_UPDATE, 3, ARG_INT8(run), ARG_INT4(ordinal),
+							   ARG_TEXT(snapshot));
 	resync_catalog_finish();
 }
 

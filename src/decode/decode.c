@@ -34,6 +34,15 @@
 #include "utils/rel.h"
 #include "utils/resowner.h"
 
+/* The snapshot that a table without key was loaded under. */
+typedef struct LoadedSnapshot
+{
+	TransactionId xmin;
+	TransactionId xmax;
+	int			  nxip;
+	TransactionId xip[FLEXIBLE_ARRAY_MEMBER];
+} LoadedSnapshot;
+
 struct Decoder
 {
 	DecodeConfig		   *config;
@@ -45,6 +54,7 @@ struct Decoder
 	StringInfoData			old_row;
 	StringInfoData			key;
 	StringInfoData			old_key;
+	LoadedSnapshot		  **loaded; /* per table; NULL: replay everything */
 	DecodeCounts		   *counts;
 	const ResyncTable	   *current;
 	int64					changes; /* in the transaction being replayed */
@@ -236,6 +246,47 @@ do_delete(Decoder *decoder, DecodeRel *entry, const ResyncTable *table, TupleDes
 	decoder->counts[entry->index].deletes++;
 }
 
+/* ---- tables without key that were loaded late ---- */
+
+/* "xmin:xmax:xip,xip,..." of full transaction ids; NULL for NULL. */
+static LoadedSnapshot *
+parse_snapshot(const char *text)
+{
+	LoadedSnapshot *result;
+	char		   *pos;
+
+	if (text == NULL)
+		return NULL;
+	/* a number and a comma take two bytes */
+	result = palloc(offsetof(LoadedSnapshot, xip) + (strlen(text) / 2 + 1) * sizeof(TransactionId));
+	result->xmin = (TransactionId) strtoull(text, &pos, 10);
+	if (*pos != ':')
+		elog(ERROR, "invalid snapshot \"%s\"", text);
+	result->xmax = (TransactionId) strtoull(pos + 1, &pos, 10);
+	if (*pos != ':')
+		elog(ERROR, "invalid snapshot \"%s\"", text);
+	result->nxip = 0;
+	while (*pos != '\0' && pos[1] != '\0')
+		result->xip[result->nxip++] = (TransactionId) strtoull(pos + 1, &pos, 10);
+	return result;
+}
+
+/* Is what this transaction did in the table's load already? */
+static bool
+was_loaded(const Decoder *decoder, int index, TransactionId xid)
+{
+	const LoadedSnapshot *loaded = decoder->loaded[index];
+
+	if (loaded == NULL || !TransactionIdPrecedes(xid, loaded->xmax))
+		return false;
+	for (int i = 0; i < loaded->nxip; i++)
+	{
+		if (loaded->xip[i] == xid)
+			return false;
+	}
+	return true;
+}
+
 /* ---- callbacks ---- */
 
 static void
@@ -275,7 +326,7 @@ change_cb(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation rel,
 	CHECK_FOR_INTERRUPTS();
 	old = MemoryContextSwitchTo(decoder->change_context);
 	entry = resync_relmap_get(decoder->relmap, rel);
-	if (entry->index >= 0)
+	if (entry->index >= 0 && !was_loaded(decoder, entry->index, txn->xid))
 	{
 		table = decoder->config->tables[entry->index];
 		decoder->current = table;
@@ -324,7 +375,7 @@ truncate_cb(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, int nrelations,
 		List			  *all;
 		ListCell		  *lc;
 
-		if (index < 0)
+		if (index < 0 || was_loaded(decoder, index, txn->xid))
 			continue;
 		table = decoder->config->tables[index];
 		decoder->current = table;
@@ -442,6 +493,9 @@ resync_decode_open(DecodeConfig *config, XLogRecPtr start)
 	initStringInfo(&decoder->key);
 	initStringInfo(&decoder->old_key);
 	decoder->counts = palloc0(Max(config->ntables, 1) * sizeof(DecodeCounts));
+	decoder->loaded = palloc0(Max(config->ntables, 1) * sizeof(LoadedSnapshot *));
+	for (int i = 0; i < config->ntables; i++)
+		decoder->loaded[i] = parse_snapshot(config->tables[i]->loaded_snapshot);
 	decoder->relmap = resync_relmap_create(config);
 
 	/* inside a transaction: PROC_IN_LOGICAL_DECODING stays off */

@@ -148,6 +148,29 @@ resync_slot_release_snapshot(void)
 	}
 }
 
+/*
+ * Wait while another process has the slot: a streamer of an earlier coordinator
+ * that takes its time to end.
+ */
+static void
+wait_until_free(ReplicationSlot *slot)
+{
+	for (;;)
+	{
+		pid_t user;
+
+		SpinLockAcquire(&slot->mutex);
+		user = slot->active_pid;
+		SpinLockRelease(&slot->mutex);
+		if (user == 0 || user == MyProcPid)
+			return;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 100,
+						 RESYNC_WAIT_EVENT("SlotFree"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
 XLogRecPtr
 resync_slot_acquire(const char *slot_name)
 {
@@ -162,6 +185,7 @@ resync_slot_acquire(const char *slot_name)
 			ereport(ERROR, (errcode(RESYNC_DECODE_ERRCODE_NEEDS_RESYNC),
 							errmsg("replication slot \"%s\" does not exist any more", slot_name),
 							errhint("Run peerdb_resync() to rebuild the mirror.")));
+		wait_until_free(slot);
 		ReplicationSlotAcquire(slot_name, true);
 	}
 	if (XLogRecPtrIsInvalid(MyReplicationSlot->data.restart_lsn))

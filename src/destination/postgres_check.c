@@ -12,6 +12,7 @@
 
 #include "destination/postgres.h"
 
+#include "access/htup_details.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 
@@ -308,6 +309,29 @@ check_live(PgDestination *dest, const ResyncTable *table, bool live_expected, bo
 	warn_of_losses(dest, table, live.oid, warnings, context);
 }
 
+/*
+ * A schema that holds our metadata, of this server's options or another's: a
+ * swap there would take every mirror's marks away.
+ */
+static bool
+is_metadata(PgDestination *dest, const ResyncTable *table)
+{
+	PGresult *res;
+	bool	  found;
+
+	if (strcmp(table->dest_schema, dest->meta) == 0)
+		return true;
+	res = resync_pq_exec(
+		dest->conn,
+		psprintf("SELECT count(*) = 4 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+				 " WHERE n.nspname = %s AND c.relkind = 'r' AND c.relname IN"
+				 " ('resync_mirror', 'resync_run', 'resync_partition', 'resync_table')",
+				 resync_pg_literal(table->dest_schema)));
+	found = is_true(res, 0, 0);
+	resync_pq_clear(res);
+	return found;
+}
+
 void
 resync_pg_check_table(Destination *head, const ResyncTable *table, bool live_expected,
 					  List **warnings)
@@ -319,6 +343,20 @@ resync_pg_check_table(Destination *head, const ResyncTable *table, bool live_exp
 
 	resync_pq_exec(dest->conn, "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE");
 	check_schema(dest, table->dest_schema);
+	if (is_metadata(dest, table))
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_RESERVED_NAME),
+			 errmsg("destination table %s would be in the metadata schema", resync_pg_live(table)),
+			 errhint("Map table \"%s.%s\" to another schema.", table->schema, table->name)));
+	/* the stage of its batches (postgres_apply.c) has the row, the key and four more */
+	if (table->ncols + table->nkeys + 4 > MaxHeapAttributeNumber)
+		ereport(ERROR, (errcode(ERRCODE_TOO_MANY_COLUMNS),
+						errmsg("table \"%s.%s\" has too many columns to be mirrored", table->schema,
+							   table->name),
+						errdetail("A table of %d columns in the key can have at most %d.",
+								  table->nkeys, MaxHeapAttributeNumber - 4 - table->nkeys),
+						errhint("Add columns to \"exclude\" of the table.")));
 	metadata = resync_pg_has_metadata(dest);
 	if (!metadata)
 		check_schema(dest, dest->meta);

@@ -29,7 +29,6 @@
 
 /* WAL left to apply at which a run counts as level, if it took under a second */
 #define LEVEL_TIME_MS 1000
-#define MAX_RESTARTS 5
 
 /* ---- the run's own data and connection ---- */
 
@@ -662,36 +661,16 @@ resync_build_step(Coordinator *co)
 }
 
 /*
- * A run goes without having been swapped in: processes, slot, its tables under
- * construction.  The slot goes even if the destination cannot be reached, in
- * which case the error is raised afterwards.
- */
-void
-resync_build_abandon(Coordinator *co, int64 run)
-{
-	resync_children_detach(&co->build);
-	resync_load_forget(co);
-	resync_build_drop_slot(co, run);
-	resync_build_open(co);
-	co->run->routine->end_run(co->dest, run);
-}
-
-/*
- * A table changed under the load: everything from the slot on is done again,
- * at most five times.
+ * A table changed under the load: everything from the slot on is done again.
+ * The caller has looked how often that was (RESYNC_MAX_RESTARTS).  The slot
+ * goes in phase create_slot, which drops what an earlier try has left.
  */
 void
 resync_build_restart(Coordinator *co)
 {
-	if (co->newest->restarts + 1 > MAX_RESTARTS)
-		ereport(ERROR, (errcode(ERRCODE_OBJECT_IN_USE),
-						errmsg("tables of mirror \"%s\" were changed during each of %d loads",
-							   co->mirror->name, MAX_RESTARTS),
-						errhint("Run peerdb_resync() when no schema changes are under way.")));
 	resync_children_detach(&co->build);
 	resync_load_forget(co);
 	resync_build_close(co);
-	resync_build_drop_slot(co, co->newest->run);
 	resync_build_open(co);
 	co->run->routine->end_run(co->dest, co->newest->run);
 	resync_catalog_begin();

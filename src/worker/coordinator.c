@@ -288,7 +288,7 @@ do_pause(Coordinator *co)
 	resync_load_forget(co);
 	resync_build_close(co);
 	resync_catalog_begin();
-	resync_catalog_set_status(co->args.mirror, "paused");
+	resync_catalog_set_paused(co->args.mirror);
 	resync_catalog_commit();
 }
 
@@ -392,7 +392,8 @@ handle_error(Coordinator *co, ErrorData *edata, bool in_build)
 			end_build(co, "refused", edata->sqlerrcode, error_text(edata), edata->detail);
 		}
 	}
-	else if (edata->sqlerrcode == RESYNC_ERRCODE_TABLE_CHANGED)
+	else if (edata->sqlerrcode == RESYNC_ERRCODE_TABLE_CHANGED &&
+			 co->newest->restarts < RESYNC_MAX_RESTARTS)
 	{
 		ereport(LOG, (errmsg("the load of mirror \"%s\" starts over: %s", co->mirror->name,
 							 edata->message)));
@@ -406,6 +407,18 @@ handle_error(Coordinator *co, ErrorData *edata, bool in_build)
 	}
 	else
 	{
+		if (edata->sqlerrcode == RESYNC_ERRCODE_TABLE_CHANGED)
+		{
+			MemoryContext old = MemoryContextSwitchTo(co->context);
+
+			edata->sqlerrcode = ERRCODE_OBJECT_IN_USE;
+			edata->detail = edata->message;
+			edata->message = psprintf(
+				"tables of mirror \"%s\" were changed during each of %d loads", co->mirror->name,
+				RESYNC_MAX_RESTARTS + 1);
+			edata->hint = pstrdup("Run peerdb_resync() when no schema changes are under way.");
+			MemoryContextSwitchTo(old);
+		}
 		ereport(LOG, (errcode(edata->sqlerrcode),
 					  errmsg("run " INT64_FORMAT " of mirror \"%s\" failed: %s", co->newest->run,
 							 co->mirror->name, edata->message),
@@ -488,6 +501,45 @@ show_wal_holder(Coordinator *co)
 	LWLockRelease(ResyncShmem->lock);
 }
 
+/*
+ * A table that was dropped, or whose changes are not in the WAL any more: our
+ * hooks put a message into the stream (hooks.c); this is the net under them,
+ * for what happened while they were not installed (rule 12).
+ */
+static void
+check_tables_logged(Coordinator *co)
+{
+	char *table = NULL;
+	char *what = NULL;
+
+	if (!TimestampDifferenceExceeds(co->tables_checked, GetCurrentTimestamp(), HOLDER_INTERVAL_MS))
+		return;
+	co->tables_checked = GetCurrentTimestamp();
+	resync_catalog_begin();
+	if (resync_catalog_exec(
+			"SELECT t.schema_name || '.' || t.table_name, 'It was dropped.'"
+			" FROM peerdb._run_table t LEFT JOIN pg_catalog.pg_class c ON c.oid = t.relid"
+			" WHERE t.run = $1 AND c.oid IS NULL UNION ALL"
+			" SELECT t.schema_name || '.' || t.table_name, 'It, or a part of it, was made UNLOGGED.'"
+			" FROM peerdb._partition p JOIN pg_catalog.pg_class c ON c.oid = p.relid"
+			" JOIN peerdb._run_table t ON t.run = p.run AND t.ordinal = p.ordinal"
+			" WHERE p.run = $1 AND c.relpersistence = 'u' LIMIT 1",
+			SPI_OK_SELECT, 1, INT8OID, Int64GetDatum(co->live->run), false) > 0)
+	{
+		table = MemoryContextStrdup(co->step_context,
+									SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1));
+		what = MemoryContextStrdup(co->step_context,
+								   SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2));
+	}
+	resync_catalog_finish();
+	resync_catalog_commit();
+	if (table != NULL)
+		ereport(ERROR,
+				(errcode(RESYNC_ERRCODE_DIVERGED),
+				 errmsg("table \"%s\" was changed in a way that its mirror cannot follow", table),
+				 errdetail("%s", what), errhint("Run peerdb_resync() to rebuild the mirror.")));
+}
+
 /* The live run: keep its streamer going, note what it did. */
 static long
 step_serving(Coordinator *co)
@@ -501,6 +553,7 @@ step_serving(Coordinator *co)
 	resync_children_note(co, &co->serving, false);
 	if (state != STREAMER_STREAMING)
 		return 100;
+	check_tables_logged(co);
 	show_wal_holder(co);
 
 	/* whatever it was is over; the reason of a refusal stays */
@@ -537,7 +590,9 @@ check_resting_slot(Coordinator *co)
 	if (co->live == NULL || co->live->phase != PHASE_STREAM || co->live->slot_name == NULL)
 		return;
 	resync_worker_check_retained(co->live->slot_name);
-	if (resync_worker_slot_retained(co->live->slot_name) >= 0)
+	/* what is failed has its reason already; resuming it looks at the slot */
+	if (resync_worker_slot_retained(co->live->slot_name) >= 0 ||
+		strcmp(co->mirror->status, "failed") == 0)
 		return;
 	ereport(
 		ERROR,
@@ -731,7 +786,10 @@ resync_coordinator_main(Datum arg)
 			ProcessConfigFile(PGC_SIGHUP);
 		}
 		co->ms->kick = false;
-		resync_worker_activity("mirror " INT64_FORMAT, co->args.mirror);
+		if (co->mirror != NULL)
+			resync_worker_activity("mirror %s", co->mirror->name);
+		else
+			resync_worker_activity("mirror " INT64_FORMAT, co->args.mirror);
 		nap = guarded_step(co);
 		if (nap == FINISHED)
 		{

@@ -11,6 +11,9 @@
 
 #include "catalog/catalog.h"
 
+/* loads that start over because a table was changed, until the run fails */
+#define RESYNC_MAX_RESTARTS 5
+
 /* A run that this coordinator works for, with its processes. */
 typedef struct RunCtl
 {
@@ -61,8 +64,9 @@ typedef struct Coordinator
 	TimestampTz	  swap_not_before;
 	int64		  noted_run; /* note_start() */
 	RunPhase	  noted_phase;
-	TimestampTz	  holder_shown; /* show_wal_holder() */
-	int			  failures;		/* transient errors in a row */
+	TimestampTz	  holder_shown;	  /* show_wal_holder() */
+	TimestampTz	  tables_checked; /* check_tables_logged() */
+	int			  failures;		  /* transient errors in a row */
 	TimestampTz	  not_before;
 } Coordinator;
 
@@ -83,7 +87,6 @@ extern bool			 resync_children_reap_copier(RunCtl *ctl, int i, bool *died);
 extern long resync_build_step(Coordinator *co);
 extern void resync_build_open(Coordinator *co);
 extern void resync_build_close(Coordinator *co);
-extern void resync_build_abandon(Coordinator *co, int64 run);
 extern void resync_build_drop_slot(Coordinator *co, int64 run);
 extern void resync_build_restart(Coordinator *co);
 

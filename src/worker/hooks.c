@@ -176,6 +176,11 @@ note_alter_table(AlterTableStmt *stmt)
 			what = cmd->subtype == AT_AttachPartition ? "A partition was attached."
 													  : "A partition was detached.";
 		}
+		else if (cmd->subtype == AT_SetUnLogged)
+		{
+			parent = RangeVarGetRelid(stmt->relation, NoLock, true);
+			what = "It, or a part of it, was made UNLOGGED.";
+		}
 		else if (cmd->subtype == AT_AddInherit || cmd->subtype == AT_DropInherit)
 		{
 			parent = RangeVarGetRelid((RangeVar *) cmd->def, NoLock, true);
@@ -188,8 +193,8 @@ note_alter_table(AlterTableStmt *stmt)
 }
 
 /*
- * A table is dropped: if it has a parent, rows of the parent go without a
- * change in WAL.
+ * A table is dropped: its rows, and those of its parent if it has one, go
+ * without a change in WAL.
  */
 static void
 note_drop_table(Oid relid)
@@ -209,6 +214,7 @@ note_drop_table(Oid relid)
 	systable_endscan(scan);
 	table_close(inherits, AccessShareLock);
 	note_ddl(parent, "A partition or child table was dropped.");
+	note_ddl(relid, "It was dropped.");
 }
 
 /* ---- hooks ---- */

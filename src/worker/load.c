@@ -11,11 +11,14 @@
 
 #include "worker/coordinator.h"
 
+#include "access/xact.h"
 #include "miscadmin.h"
 #include "net/retry.h"
 #include "snapshot/snapshot.h"
+#include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 /* Everything this process knows of the load; the catalog keeps its own. */
@@ -144,13 +147,52 @@ sync_partitions(Coordinator *co)
 }
 
 /*
+ * The exported snapshot as pg_snapshot's text, in step_context.  Its exporter
+ * may end at any time: then the load goes on under yet another snapshot.
+ */
+static char *
+snapshot_text(Coordinator *co)
+{
+	MemoryContext context = co->step_context;
+	char *volatile text = NULL;
+
+	StartTransactionCommand();
+	XactIsoLevel = XACT_REPEATABLE_READ;
+	XactReadOnly = true;
+	PG_TRY();
+	{
+		ImportSnapshot(co->build.rs->snapshot_name);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+		ereport(ERROR,
+				(errcode(ERRCODE_CANNOT_CONNECT_NOW),
+				 errmsg("the snapshot of the load of mirror \"%s\" is gone", co->mirror->name)));
+	}
+	PG_END_TRY();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	MemoryContextSwitchTo(context);
+	text = DatumGetCString(
+		DirectFunctionCall1(pg_snapshot_out, DirectFunctionCall1(pg_current_snapshot, (Datum) 0)));
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+	return text;
+}
+
+/*
  * The rest is read under another snapshot than what is done (rule 2): a table
  * with a key gets it by de-duplication later; one without key is loaded again
- * whole.
+ * whole, and since WAL is replayed from the slot's start, without key to
+ * replay by, the snapshot is noted: what it shows is not replayed.
  */
 static void
 mix_snapshots(Coordinator *co)
 {
+	char *snapshot = NULL;
+
 	for (int t = 0; t < co->run->ntables; t++)
 	{
 		ResyncTable *table = co->run->tables[t];
@@ -173,7 +215,7 @@ mix_snapshots(Coordinator *co)
 			else
 				open++;
 		}
-		if (done == 0 || open == 0)
+		if (open == 0 || (done == 0 && table->nkeys > 0))
 			continue;
 		if (table->nkeys > 0)
 		{
@@ -183,8 +225,12 @@ mix_snapshots(Coordinator *co)
 			table->multi_snapshot = true;
 			continue;
 		}
-		co->run->routine->reset_table(co->dest, table, first, last);
+		if (snapshot == NULL)
+			snapshot = snapshot_text(co);
+		if (done > 0)
+			co->run->routine->reset_table(co->dest, table, first, last);
 		resync_catalog_begin();
+		resync_catalog_set_loaded_snapshot(co->build.run, table->ordinal, snapshot);
 		for (int i = 0; i < co->load.npartitions; i++)
 		{
 			RunPartition *p = &co->load.partitions[i];
@@ -561,6 +607,9 @@ resync_load_step(Coordinator *co)
 		return 1000;
 
 	resync_children_dismiss_copiers(&co->build);
+	/* it has read the tables before their snapshots were noted: a new one */
+	if (co->newest->snapshots > 1)
+		resync_children_stop(&co->build);
 	(void) resync_children_streamer(&co->build, &co->args, STREAMER_HOLD, 0);
 	verify_counts(co);
 	resync_catalog_begin();

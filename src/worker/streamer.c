@@ -579,6 +579,8 @@ hold(Streamer *st)
 {
 	XLogRecPtr ignore;
 
+	/* an active slot is nobody else's to drop */
+	(void) resync_slot_acquire(st->run->slot_name);
 	set_state(st, STREAMER_HELD);
 	resync_worker_activity("mirror %s: held", st->run->id.mirror);
 	while (read_command(st, &ignore) == STREAMER_HOLD)
@@ -590,8 +592,8 @@ streamer_loop(Streamer *st)
 {
 	for (;;)
 	{
-		XLogRecPtr		ignore;
-		StreamerCommand command = read_command(st, &ignore);
+		XLogRecPtr		at_least;
+		StreamerCommand command = read_command(st, &at_least);
 
 		switch (command)
 		{
@@ -606,7 +608,15 @@ streamer_loop(Streamer *st)
 				stream(st, command);
 				break;
 			case STREAMER_HOLD:
-				hold(st);
+
+				/*
+				 * Started into the hold before the swap, in place of one that
+				 * died: only the destination knows what that one applied.
+				 */
+				if (st->decoder == NULL && !XLogRecPtrIsInvalid(at_least))
+					stream(st, STREAMER_STREAM_BUILD);
+				else
+					hold(st);
 				break;
 			case STREAMER_NONE:
 			case STREAMER_EXIT:
