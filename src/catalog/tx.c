@@ -47,8 +47,9 @@ static int		num_open_execs = 0;
 static bool		callback_registered = false;
 
 /* Of the worker's transaction. */
-static Oid begin_userid;
-static int begin_sec_context;
+static Oid			 begin_userid;
+static int			 begin_sec_context;
+static MemoryContext begin_context;
 
 /* A transaction has ended: what was open in it is gone. */
 static void
@@ -61,6 +62,7 @@ forget_open_execs(XactEvent event, void *arg)
 void
 resync_catalog_begin(void)
 {
+	begin_context = CurrentMemoryContext;
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	GetUserIdAndSecContext(&begin_userid, &begin_sec_context);
@@ -77,6 +79,8 @@ resync_catalog_commit(void)
 	PopActiveSnapshot();
 	SetUserIdAndSecContext(begin_userid, begin_sec_context);
 	CommitTransactionCommand();
+	/* core leaves TopMemoryContext current: what is allocated next would stay */
+	MemoryContextSwitchTo(begin_context);
 	pgstat_report_stat(true);
 	pgstat_report_activity(STATE_IDLE, NULL);
 }

@@ -405,7 +405,7 @@ truncate_cb(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, int nrelations,
 
 /*
  * Our utility hook's note about DDL that leaves no other trace in WAL:
- * "<oid of the table> <what happened>".
+ * "<token of the mirror> <oid of the table> <what happened>".
  */
 static void
 message_cb(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr lsn, bool transactional,
@@ -416,15 +416,41 @@ message_cb(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr lsn, b
 	char		 *text;
 	char		 *end;
 	Oid			  relid;
+	size_t		  n;
 	int			  index;
 
 	if (strcmp(prefix, "resync") != 0 || !transactional)
 		return;
 	old = MemoryContextSwitchTo(decoder->change_context);
 	text = pnstrdup(message, size);
-	relid = (Oid) strtoul(text, &end, 10);
+	n = strlen(decoder->config->token);
+	if (strncmp(text, decoder->config->token, n) != 0 || text[n] != ' ')
+	{
+		/* another mirror's, or somebody else's */
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(decoder->change_context);
+		return;
+	}
+	relid = (Oid) strtoul(text + n + 1, &end, 10);
 	index = resync_relmap_root(decoder->relmap, relid);
-	if (index >= 0)
+	if (index >= 0 && strcmp(end, " +") == 0)
+	{
+		/* a column was added: now, while the catalog has its value for old rows */
+		Relation rel = RelationIdGetRelation(relid);
+
+		if (RelationIsValid(rel))
+		{
+			decoder->current = decoder->config->tables[index];
+			if (rel->rd_rel->relkind == RELKIND_RELATION)
+			{
+				(void) resync_relmap_get(decoder->relmap, rel);
+				decoder->changes++;
+			}
+			RelationClose(rel);
+			decoder->current = NULL;
+		}
+	}
+	else if (index >= 0)
 	{
 		decoder->current = decoder->config->tables[index];
 		ereport(ERROR, (errcode(RESYNC_DECODE_ERRCODE_NEEDS_RESYNC),

@@ -33,6 +33,12 @@ extern XLogRecPtr resync_slot_create(const char *slot_name, char *snapshot_name)
  */
 extern XLogRecPtr resync_slot_export(const char *slot_name, char *snapshot_name);
 
+/*
+ * Flush all WAL that was inserted so far, and return its end: what a snapshot
+ * may show of asynchronous commits is durable then.
+ */
+extern XLogRecPtr resync_wal_flush(void);
+
 /* End the exporting transaction; the slot stays acquired. */
 extern void resync_slot_release_snapshot(void);
 
@@ -52,6 +58,7 @@ typedef struct DecodeConfig
 	int			  ntables;
 	List		**ignored; /* per table: names (char *) of columns that
 								 * are left out on purpose */
+	const char	 *token;   /* of the mirror: messages that carry it are ours */
 	ResyncBatch	 *batch;   /* changes go here */
 	MakeEncoderFn make_encoder;
 	void		 *make_encoder_arg;

@@ -25,6 +25,7 @@
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/syscache.h"
 
 struct RelMap
 {
@@ -181,6 +182,23 @@ resync_decode_table_with_column(const ResyncTable *table, const AddedColumn *add
 	return copy;
 }
 
+/* A built-in type whose binary values mean the same everywhere. */
+static bool
+travels_as_it_is(Oid typid)
+{
+	HeapTuple tup;
+	bool	  has_send;
+
+	if (typid >= FirstGenbkiObjectId || resync_encode_is_reg_type(typid))
+		return false;
+	tup = SearchSysCache1(TYPEOID, ObjectIdGetDatum(typid));
+	if (!HeapTupleIsValid(tup))
+		elog(ERROR, "cache lookup failed for type %u", typid);
+	has_send = OidIsValid(((Form_pg_type) GETSTRUCT(tup))->typsend);
+	ReleaseSysCache(tup);
+	return has_send;
+}
+
 /*
  * ADD COLUMN, seen with the first change after it.  Only types that mean the
  * same everywhere can be added without asking the destination.
@@ -201,9 +219,10 @@ add_column(RelMap *map, int index, Relation rel, Form_pg_attribute att)
 
 	base = getBaseTypeAndTypmod(att->atttypid, &typmod);
 	element = get_element_type(base);
-	if (base >= FirstGenbkiObjectId || (OidIsValid(element) && element >= FirstGenbkiObjectId))
-		raise_changed(table, psprintf("Column \"%s\" was added; its type %s is not a built-in one.",
-									  NameStr(att->attname), format_type_be(att->atttypid)));
+	if (!travels_as_it_is(base) || (OidIsValid(element) && !travels_as_it_is(element)))
+		raise_changed(
+			table, psprintf("Column \"%s\" was added; its type %s needs a look at the destination.",
+							NameStr(att->attname), format_type_be(att->atttypid)));
 
 	if (att->atthasmissing && desc->constr != NULL && desc->constr->missing != NULL &&
 		desc->constr->missing[att->attnum - 1].am_present)
@@ -216,7 +235,8 @@ add_column(RelMap *map, int index, Relation rel, Form_pg_attribute att)
 	}
 	added.ordinal = table->ordinal;
 	added.name = att->attname;
-	added.attnum = att->attnum;
+	/* of the table itself: a leaf's may differ */
+	added.attnum = get_attnum(table->relid, NameStr(att->attname));
 	added.typid = att->atttypid;
 	added.typmod = att->atttypmod;
 	added.notnull = att->attnotnull;
@@ -266,9 +286,6 @@ build_entry(RelMap *map, DecodeRel *entry, Relation rel)
 
 	if (entry->context != NULL)
 		MemoryContextReset(entry->context);
-	else
-		entry->context = AllocSetContextCreate(map->context, "resync relation",
-											   ALLOCSET_SMALL_SIZES);
 
 	/* rows of a rewrite arrive on a temporary relation */
 	entry->index = resync_relmap_root(
@@ -280,6 +297,11 @@ build_entry(RelMap *map, DecodeRel *entry, Relation rel)
 	}
 	if (OidIsValid(rel->rd_rel->relrewrite))
 		raise_changed(map->config->tables[entry->index], "It was rewritten by ALTER TABLE.");
+
+	/* not for every relation that is not mirrored */
+	if (entry->context == NULL)
+		entry->context = AllocSetContextCreate(map->context, "resync relation",
+											   ALLOCSET_SMALL_SIZES);
 
 	/* columns that are new */
 	for (int i = 0; i < desc->natts; i++)
@@ -323,6 +345,9 @@ build_entry(RelMap *map, DecodeRel *entry, Relation rel)
 						  psprintf("The type of column \"%s\" was changed from %s to %s.",
 								   col->name, format_type_with_typemod(col->typid, col->typmod),
 								   format_type_with_typemod(att->atttypid, att->atttypmod)));
+		/* dropped and added again, or names exchanged: rows there have old values */
+		if (get_attnum(table->relid, col->name) != col->attnum)
+			raise_changed(table, psprintf("Column \"%s\" is not the column it was.", col->name));
 		entry->attno[c] = att->attnum - 1;
 		entry->column[att->attnum - 1] = c;
 		if (col->keypos > 0)

@@ -106,6 +106,20 @@ resync_slot_create(const char *slot_name, char *snapshot_name)
 }
 
 XLogRecPtr
+resync_wal_flush(void)
+{
+	XLogRecPtr lsn = GetXLogInsertRecPtr();
+
+	/* behind a page header: nothing is there yet, and XLogFlush cannot get to it */
+	if (XLogSegmentOffset(lsn, wal_segment_size) == SizeOfXLogLongPHD)
+		lsn -= SizeOfXLogLongPHD;
+	else if (lsn % XLOG_BLCKSZ == SizeOfXLogShortPHD)
+		lsn -= SizeOfXLogShortPHD;
+	XLogFlush(lsn);
+	return lsn;
+}
+
+XLogRecPtr
 resync_slot_export(const char *slot_name, char *snapshot_name)
 {
 	MemoryContext context = CurrentMemoryContext;
@@ -124,12 +138,7 @@ resync_slot_export(const char *slot_name, char *snapshot_name)
 	 * The snapshot may show asynchronous commits that are not flushed yet.  A
 	 * crash would undo them here, but not at the destination: flush them.
 	 */
-	lsn = GetXLogInsertRecPtr();
-	if (XLogSegmentOffset(lsn, wal_segment_size) == SizeOfXLogLongPHD)
-		lsn -= SizeOfXLogLongPHD; /* behind a page header: nothing there yet */
-	else if (lsn % XLOG_BLCKSZ == SizeOfXLogShortPHD)
-		lsn -= SizeOfXLogShortPHD;
-	XLogFlush(lsn);
+	lsn = resync_wal_flush();
 	return lsn;
 }
 

@@ -75,28 +75,6 @@ static int add_type(MapState *state, Oid typid);
  * At the source
  * ------------------------------------------------------------------ */
 
-static bool
-is_reg_type(Oid typid)
-{
-	switch (typid)
-	{
-		case REGPROCOID:
-		case REGPROCEDUREOID:
-		case REGOPEROID:
-		case REGOPERATOROID:
-		case REGCLASSOID:
-		case REGCOLLATIONOID:
-		case REGTYPEOID:
-		case REGCONFIGOID:
-		case REGDICTIONARYOID:
-		case REGNAMESPACEOID:
-		case REGROLEOID:
-			return true;
-		default:
-			return false;
-	}
-}
-
 /*
  * A composite's columns, as text that the destination can make too: see
  * ask_destination().
@@ -188,7 +166,7 @@ add_type(MapState *state, Oid typid)
 	type.schema = get_namespace_name(form->typnamespace);
 	type.name = pstrdup(NameStr(form->typname));
 	type.binary = OidIsValid(form->typsend) && OidIsValid(form->typreceive);
-	type.is_reg = is_reg_type(typid);
+	type.is_reg = resync_encode_is_reg_type(typid);
 	if (OidIsValid(element))
 		inside = element;
 	else if (form->typtype == TYPTYPE_RANGE)

@@ -520,8 +520,11 @@ resync_pg_is_swapped(Destination *head, const ResyncTable *table)
 
 	res = resync_pq_exec(
 		dest->conn,
-		psprintf("SELECT swapped FROM %s.resync_table t WHERE %s AND t.ordinal = %d",
-				 dest->meta_quoted, resync_pg_run_condition(dest, "t"), table->ordinal));
+		/* a swap of ours whose answer was not waited for may be about to commit */
+		psprintf("SELECT 1 FROM %s.resync_run r WHERE %s FOR SHARE;"
+				 "SELECT swapped FROM %s.resync_table t WHERE %s AND t.ordinal = %d",
+				 dest->meta_quoted, resync_pg_run_condition(dest, "r"), dest->meta_quoted,
+				 resync_pg_run_condition(dest, "t"), table->ordinal));
 	result = PQntuples(res) > 0 && PQgetvalue(res, 0, 0)[0] == 't';
 	MemoryContextSwitchTo(old);
 	return result;

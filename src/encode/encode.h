@@ -109,4 +109,7 @@ resync_encode_row(RowEncoder *enc, const Datum *values, const bool *isnull, Stri
  */
 extern void resync_encode_copy_text_line(const char *data, int ncols, StringInfo out);
 
+/* regclass and the like: an OID that means nothing in another database. */
+extern bool resync_encode_is_reg_type(Oid typid);
+
 #endif /* RESYNC_ENCODE_H */

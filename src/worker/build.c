@@ -303,7 +303,7 @@ step_create_slot(Coordinator *co)
 			TimestampDifferenceExceeds(co->level_since, GetCurrentTimestamp(),
 									   resync_slot_timeout * 1000))
 			ereport(ERROR,
-					(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("the replication slot could not be created within resync.slot_timeout"),
 					 rs->waits_for[0] ? errdetail("It waited for %s.", rs->waits_for) : 0));
 	}
@@ -371,6 +371,9 @@ step_create_tables(Coordinator *co)
 {
 	resync_build_open(co);
 	end_leftovers(co);
+	/* what an earlier slot's try has left: its applied LSN must not stay */
+	if (co->newest->restarts > 0)
+		co->run->routine->end_run(co->dest, co->newest->run);
 	co->run->routine->begin_run(co->dest, co->newest->snapshot_lsn);
 	for (int i = 0; i < co->run->ntables; i++)
 	{
@@ -477,6 +480,8 @@ step_catch_up(Coordinator *co)
 		return 100;
 	}
 	resync_children_note(co, &co->build, false);
+	if (co->run == NULL)
+		return 0; /* columns were added: read the plan again */
 	if (!serving_has_reached_slot(co))
 	{
 		co->level_target = 0;
@@ -497,7 +502,11 @@ step_catch_up(Coordinator *co)
 static long
 finish_swap(Coordinator *co)
 {
-	int64 old = co->newest->keep_serving ? co->newest->replaces : 0;
+	/* with its slot it would hold WAL for ever */
+	int64 old = (co->live != NULL && co->live->run == co->newest->replaces &&
+				 co->live->phase != PHASE_ENDED)
+					? co->newest->replaces
+					: 0;
 
 	RESYNC_DEBUG_POINT("swapped");
 	if (old != 0)
@@ -589,6 +598,7 @@ stop_serving(Coordinator *co)
 static long
 step_swap(Coordinator *co)
 {
+	XLogRecPtr at_least;
 	XLogRecPtr lsn;
 	int64	   replaces = co->newest->keep_serving ? co->newest->replaces : 0;
 
@@ -604,13 +614,13 @@ step_swap(Coordinator *co)
 		return 0;
 	RESYNC_DEBUG_POINT("before_swap");
 
-	lsn = Max(stop_serving(co), co->newest->catch_up_lsn);
-	if (command_streamer(co, STREAMER_HOLD, lsn) != STREAMER_HELD)
+	at_least = Max(stop_serving(co), co->newest->catch_up_lsn);
+	if (command_streamer(co, STREAMER_HOLD, at_least) != STREAMER_HELD)
 		return 50;
 
-	/* a streamer restarted into HOLD has not said where it stands */
+	/* held since before the old stream went on */
 	lsn = pg_atomic_read_u64(&co->build.rs->applied_lsn);
-	if (lsn < co->newest->catch_up_lsn)
+	if (lsn < at_least)
 	{
 		(void) command_streamer(co, STREAMER_STREAM_BUILD, 0);
 		return 50;
@@ -671,8 +681,11 @@ resync_build_restart(Coordinator *co)
 	resync_children_detach(&co->build);
 	resync_load_forget(co);
 	resync_build_close(co);
-	resync_build_open(co);
-	co->run->routine->end_run(co->dest, co->newest->run);
+
+	/*
+	 * The catalog first: with the slot gone and the phase still load, another
+	 * process could only give up.  Slot and tables are cleaned up on the way.
+	 */
 	resync_catalog_begin();
 	resync_catalog_clear_partitions(co->newest->run, -1);
 	if (co->newest->phase != PHASE_CREATE_SLOT)

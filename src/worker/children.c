@@ -391,6 +391,8 @@ resync_children_note(Coordinator *co, RunCtl *ctl, bool force)
 	if (applied != 0 && applied != ctl->noted_lsn)
 		resync_catalog_set_confirmed(ctl->run, applied);
 	resync_catalog_commit();
+	if (nadded > 0 && ctl == &co->build)
+		resync_build_close(co);
 	ctl->noted_lsn = applied;
 	ctl->streamer_failures = 0;
 }

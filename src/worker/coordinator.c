@@ -41,6 +41,7 @@
 #define VALIDATE_TRIES 3
 #define MAX_CRASHES 2
 #define HOLDER_INTERVAL_MS 5000
+#define CALM_MS 60000
 
 /* step()'s answer: nothing is left to do */
 #define FINISHED (-1)
@@ -143,7 +144,7 @@ interrupt_wait(void)
 	bool		  stop;
 	MemoryContext old = CurrentMemoryContext;
 
-	if (self == NULL || !self->ms->kick || IsTransactionState())
+	if (self == NULL || self->in_request || !self->ms->kick || IsTransactionState())
 		return;
 	self->ms->kick = false;
 	resync_catalog_begin();
@@ -354,8 +355,14 @@ fail_serving(Coordinator *co, const ErrorData *edata)
 	if (needs_resync(edata->sqlerrcode))
 		resync_catalog_end_run(run, "failed", edata->sqlerrcode, error_text(edata));
 	if (building)
-		/* the run under construction goes on without it */
+	{
+		/* the run under construction goes on without it; nobody starts it again */
+		(void) resync_catalog_exec(
+			"UPDATE peerdb._run SET previous_status = 'failed' WHERE run = $1", SPI_OK_UPDATE, 1,
+			INT8OID, Int64GetDatum(co->newest->run), false);
+		resync_catalog_finish();
 		resync_catalog_set_status(co->args.mirror, resync_catalog_phase_status(co->newest->phase));
+	}
 	else
 	{
 		resync_catalog_set_error(co->args.mirror, edata->sqlerrcode, error_text(edata));
@@ -556,6 +563,17 @@ step_serving(Coordinator *co)
 	check_tables_logged(co);
 	show_wal_holder(co);
 
+	/* a minute of streaming: crashes before that are not in a row any more */
+	if (co->streaming_since == 0)
+		co->streaming_since = GetCurrentTimestamp();
+	else if (co->live->crashes > 0 &&
+			 TimestampDifferenceExceeds(co->streaming_since, GetCurrentTimestamp(), CALM_MS))
+	{
+		resync_catalog_begin();
+		resync_catalog_note_progress(co->live->run);
+		resync_catalog_commit();
+	}
+
 	/* whatever it was is over; the reason of a refusal stays */
 	if (co->mirror->error != NULL && !is_building(co) &&
 		(co->newest->outcome == NULL || strcmp(co->newest->outcome, "refused") != 0))
@@ -654,6 +672,7 @@ step(Coordinator *co, volatile bool *in_build)
 	long nap = IDLE_NAP_MS;
 
 	*in_build = false;
+	co->in_request = false;
 	read_state(co);
 	if (co->mirror == NULL)
 		return FINISHED;
@@ -662,6 +681,8 @@ step(Coordinator *co, volatile bool *in_build)
 		refuse_copy(co);
 		return FINISHED;
 	}
+	co->in_request = co->mirror->want_drop != NULL || co->mirror->want_cancel ||
+					 co->mirror->want_pause;
 	if (co->mirror->want_drop != NULL)
 	{
 		do_drop(co);
@@ -716,6 +737,7 @@ guarded_step(Coordinator *co)
 	volatile bool in_build = false;
 	volatile long nap = 0;
 	ErrorData *volatile failed = NULL;
+	TimestampTz now;
 
 	PG_TRY();
 	{
@@ -752,7 +774,10 @@ guarded_step(Coordinator *co)
 	}
 	PG_END_TRY();
 	FreeErrorData(failed);
-	return 0;
+
+	/* requests do not look at the back-off; whoever asks for more wakes us */
+	now = GetCurrentTimestamp();
+	return now < co->not_before ? TimestampDifferenceMilliseconds(now, co->not_before) + 1 : 0;
 }
 
 void

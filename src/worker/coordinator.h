@@ -62,11 +62,13 @@ typedef struct Coordinator
 	TimestampTz	  level_since;
 	int			  swap_tries;
 	TimestampTz	  swap_not_before;
-	int64		  noted_run; /* note_start() */
+	bool		  in_request; /* what was asked for is being done: not to be interrupted */
+	int64		  noted_run;  /* note_start() */
 	RunPhase	  noted_phase;
-	TimestampTz	  holder_shown;	  /* show_wal_holder() */
-	TimestampTz	  tables_checked; /* check_tables_logged() */
-	int			  failures;		  /* transient errors in a row */
+	TimestampTz	  holder_shown;	   /* show_wal_holder() */
+	TimestampTz	  streaming_since; /* step_serving() */
+	TimestampTz	  tables_checked;  /* check_tables_logged() */
+	int			  failures;		   /* transient errors in a row */
 	TimestampTz	  not_before;
 } Coordinator;
 

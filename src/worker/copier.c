@@ -70,6 +70,7 @@ copier_exit(int code, Datum arg)
 		my_copier->state = COPIER_OFF;
 		my_copier->pid = 0;
 		my_copier->pgprocno = -1;
+		resync_shmem_child_gone(my_run);
 	}
 	LWLockRelease(ResyncShmem->lock);
 	resync_shmem_wake(coordinator);

@@ -19,6 +19,7 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_operator.h"
+#include "decode/decode.h"
 #include "executor/spi.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
@@ -168,5 +169,9 @@ resync_fetch_row(void *arg, const ResyncTable *table, const char *key, uint32 ke
 	CommitTransactionCommand();
 	InvalidateSystemCaches();
 	MemoryContextSwitchTo(context);
+
+	/* an asynchronous commit that the row shows must not be undone by a crash */
+	if (found)
+		(void) resync_wal_flush();
 	return found;
 }

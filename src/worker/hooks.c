@@ -34,15 +34,18 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_extension.h"
+#include "catalog/catalog.h"
 #include "catalog/pg_inherits.h"
 #include "access/xlog.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
 #include "commands/extension.h"
+#include "executor/spi.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "pgstat.h"
 #include "replication/message.h"
+#include "replication/slot.h"
 #include "resync.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
@@ -52,6 +55,7 @@
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 #include "worker/shmem.h"
+#include "worker/worker.h"
 
 static ProcessUtility_hook_type prev_process_utility = NULL;
 static object_access_hook_type	prev_object_access = NULL;
@@ -102,12 +106,32 @@ block_database(Oid database, bool block)
 	int				launcher;
 
 	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
-	ds = resync_shmem_database(database, true);
+	ds = resync_shmem_database(database, block);
 	if (ds != NULL)
 		ds->blocked = block;
 	launcher = ResyncShmem->launcher_pgprocno;
 	LWLockRelease(ResyncShmem->lock);
 	resync_shmem_wake(launcher);
+}
+
+/* Is a slot of ours still held, by a worker that is about to end? */
+static bool
+slot_is_active(Oid database)
+{
+	bool active = false;
+
+	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
+	for (int i = 0; i < max_replication_slots && !active; i++)
+	{
+		ReplicationSlot *slot = &ReplicationSlotCtl->replication_slots[i];
+		Oid				 owner;
+		int64			 run;
+
+		active = slot->in_use && slot->active_pid != 0 && slot->data.database == database &&
+				 resync_worker_parse_slot_name(NameStr(slot->data.name), &owner, &run);
+	}
+	LWLockRelease(ReplicationSlotControlLock);
+	return active;
 }
 
 /*
@@ -119,7 +143,7 @@ stop_database(Oid database)
 {
 	TimestampTz start = GetCurrentTimestamp();
 
-	while (resync_shmem_signal_workers(database, SIGTERM) > 0 &&
+	while ((resync_shmem_signal_workers(database, SIGTERM) > 0 || slot_is_active(database)) &&
 		   !TimestampDifferenceExceeds(start, GetCurrentTimestamp(), STOP_TIMEOUT_MS))
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 20,
@@ -145,18 +169,91 @@ database_is_used(Oid database)
 	return used;
 }
 
+/*
+ * Will WAL of this database be read?  Also while the mirror rests or before the
+ * launcher has looked: only the slot tells.
+ */
+static bool
+database_has_slot(Oid database)
+{
+	bool found = false;
+
+	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
+	for (int i = 0; i < max_replication_slots && !found; i++)
+	{
+		ReplicationSlot *slot = &ReplicationSlotCtl->replication_slots[i];
+		Oid				 owner;
+		int64			 run;
+
+		found = slot->in_use && slot->data.database == database &&
+				resync_worker_parse_slot_name(NameStr(slot->data.name), &owner, &run) &&
+				owner == database;
+	}
+	LWLockRelease(ReplicationSlotControlLock);
+	return found;
+}
+
+/* The database is gone: nobody is to be started for it any more. */
+static void
+forget_database(Oid database)
+{
+	DatabaseShared *ds;
+
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < resync_max_mirrors; i++)
+	{
+		if (ResyncShmem->mirrors[i].in_use && ResyncShmem->mirrors[i].database == database)
+			ResyncShmem->mirrors[i].wanted = false;
+	}
+	ds = resync_shmem_database(database, false);
+	if (ds != NULL)
+		memset(ds, 0, sizeof(DatabaseShared));
+	LWLockRelease(ResyncShmem->lock);
+}
+
 /* ---- partitions and children ---- */
 
-/* A note for the streamer: "<oid> <what happened>". */
+/*
+ * Tokens of this database's mirrors (char *), in the current context.  Nobody
+ * but us can read them: a message that carries one is ours, although anybody
+ * may call pg_logical_emit_message().
+ */
+static List *
+mirror_tokens(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Oid			  schema = get_namespace_oid(RESYNC_SCHEMA, true);
+	List		 *tokens = NIL;
+	uint64		  n;
+
+	if (!OidIsValid(schema) || !OidIsValid(get_relname_relid("_mirror", schema)))
+		return NIL;
+	n = resync_catalog_exec("SELECT token::text FROM peerdb._mirror", SPI_OK_SELECT, 0);
+	for (uint64 i = 0; i < n; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(context);
+
+		tokens = lappend(tokens, SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1));
+		MemoryContextSwitchTo(old);
+	}
+	resync_catalog_finish();
+	return tokens;
+}
+
+/* A note for the streamers: "<token> <oid> <what happened>". */
 static void
 note_ddl(Oid relid, const char *what)
 {
-	char *text;
+	ListCell *lc;
 
 	if (!OidIsValid(relid) || wal_level < WAL_LEVEL_LOGICAL)
 		return;
-	text = psprintf("%u %s", relid, what);
-	LogLogicalMessage("resync", text, strlen(text), true);
+	foreach(lc, mirror_tokens())
+	{
+		char *text = psprintf("%s %u %s", (char *) lfirst(lc), relid, what);
+
+		LogLogicalMessage("resync", text, strlen(text), true);
+	}
 }
 
 static void
@@ -186,6 +283,18 @@ note_alter_table(AlterTableStmt *stmt)
 			parent = RangeVarGetRelid((RangeVar *) cmd->def, NoLock, true);
 			what = cmd->subtype == AT_AddInherit ? "A child table was added."
 												 : "A child table was removed.";
+		}
+		else if (cmd->subtype == AT_AddColumn)
+		{
+			Oid		  relid = RangeVarGetRelid(stmt->relation, NoLock, true);
+			ListCell *member;
+
+			/* the value that old rows have is the storing relation's */
+			if (OidIsValid(relid))
+			{
+				foreach(member, find_all_inheritors(relid, NoLock, NULL))
+					note_ddl(lfirst_oid(member), "+");
+			}
 		}
 		if (what != NULL)
 			note_ddl(parent, what);
@@ -246,6 +355,8 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 		{
 			stop_database(database);
 			call_utility(pstmt, query, read_only_tree, context, params, env, dest, qc);
+			if (IsA(stmt, DropdbStmt))
+				forget_database(database);
 		}
 		PG_FINALLY();
 		{
@@ -258,7 +369,7 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 	/* before it runs: its own new catalog rows must not matter */
 	call_utility(pstmt, query, read_only_tree, context, params, env, dest, qc);
 
-	if (ResyncShmem != NULL && IsA(stmt, AlterTableStmt) && database_is_used(MyDatabaseId))
+	if (ResyncShmem != NULL && IsA(stmt, AlterTableStmt) && database_has_slot(MyDatabaseId))
 		note_alter_table((AlterTableStmt *) stmt);
 }
 
@@ -271,11 +382,13 @@ object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, 
 		return;
 	if (class_id == ExtensionRelationId && object_id == get_extension_oid(RESYNC_EXTENSION, true))
 		resync_shmem_extension_drop_at_commit();
-	else if (class_id == RelationRelationId && database_is_used(MyDatabaseId))
+	else if (class_id == RelationRelationId && database_has_slot(MyDatabaseId))
 	{
 		char kind = get_rel_relkind(object_id);
 
-		if (kind == RELKIND_RELATION || kind == RELKIND_PARTITIONED_TABLE)
+		/* our own tables go with the extension, and tokens with them */
+		if ((kind == RELKIND_RELATION || kind == RELKIND_PARTITIONED_TABLE) &&
+			get_rel_namespace(object_id) != get_namespace_oid(RESYNC_SCHEMA, true))
 			note_drop_table(object_id);
 	}
 }

@@ -595,12 +595,8 @@ resync_load_step(Coordinator *co)
 	if (!co->load.synced)
 	{
 		/* rare: read the marks again, with nothing under way */
-		int snapshot = co->load.snapshot;
-
 		resync_children_stop_copiers(&co->build);
 		resync_load_forget(co);
-		sync_partitions(co);
-		co->load.snapshot = snapshot;
 		return 0;
 	}
 	if (co->load.ndone < co->load.npartitions)

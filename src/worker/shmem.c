@@ -90,6 +90,27 @@ resync_shmem_find_run(Oid database, int64 run)
 	return NULL;
 }
 
+static bool
+has_children(const RunShared *rs)
+{
+	if (rs->streamer_pid != 0)
+		return true;
+	for (int i = 0; i < RESYNC_MAX_COPIERS; i++)
+	{
+		if (rs->copiers[i].pid != 0)
+			return true;
+	}
+	return false;
+}
+
+/* Caller holds the lock exclusively: frees an entry that nobody has any more. */
+void
+resync_shmem_child_gone(RunShared *rs)
+{
+	if (rs->coordinator_pid == 0 && !has_children(rs))
+		rs->in_use = false;
+}
+
 /*
  * The coordinator takes an entry for a run, empty but for what identifies it.
  * Raises when all are taken.
@@ -101,6 +122,14 @@ resync_shmem_claim_run(Oid database, int64 mirror, int64 run, Oid owner)
 
 	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
 	rs = resync_shmem_find_run(database, run);
+	if (rs != NULL && has_children(rs))
+	{
+		LWLockRelease(ResyncShmem->lock);
+		ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+						errmsg("processes of an earlier coordinator of run " INT64_FORMAT
+							   " have not ended yet",
+							   run)));
+	}
 	for (int i = 0; rs == NULL && i < ResyncShmem->max_runs; i++)
 	{
 		if (!ResyncShmem->runs[i].in_use)
@@ -139,14 +168,18 @@ resync_shmem_claim_run(Oid database, int64 mirror, int64 run, Oid owner)
 	return rs;
 }
 
-/* Its processes are gone already. */
+/*
+ * The coordinator lets go of the entry.  It is free when the run's processes are
+ * gone, too: they still write into it until then.  Caller holds no lock.
+ */
 void
 resync_shmem_release_run(RunShared *rs)
 {
 	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
-	rs->in_use = false;
 	rs->generation = 0;
 	rs->coordinator_pid = 0;
+	rs->coordinator_pgprocno = -1;
+	resync_shmem_child_gone(rs);
 	LWLockRelease(ResyncShmem->lock);
 }
 

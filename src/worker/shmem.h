@@ -205,6 +205,7 @@ extern void resync_shmem_wake(int pgprocno);
 extern RunShared *resync_shmem_find_run(Oid database, int64 run);
 extern RunShared *resync_shmem_claim_run(Oid database, int64 mirror, int64 run, Oid owner);
 extern void		  resync_shmem_release_run(RunShared *rs);
+extern void		  resync_shmem_child_gone(RunShared *rs);
 
 /*
  * The API changed something of a mirror: at commit, register it with the

