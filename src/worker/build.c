@@ -19,7 +19,10 @@
 #include "miscadmin.h"
 #include "net/retry.h"
 #include "pgstat.h"
+#include "access/twophase.h"
 #include "replication/slot.h"
+#include "snapshot/snapshot.h"
+#include "storage/lock.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
 #include "utils/builtins.h"
@@ -119,6 +122,27 @@ check_server(Coordinator *co)
 }
 
 /*
+ * The streamer locks every table and leaf for the load.  A shared lock table
+ * that is full hits other users: take half of it at most.  In a transaction.
+ */
+static void
+check_lock_table(ResyncTable **tables, int ntables)
+{
+	int64 locks = 0;
+	int64 limit = (int64) max_locks_per_xact * (MaxBackends + max_prepared_xacts) / 2;
+
+	for (int i = 0; i < ntables; i++)
+		locks += list_length(resync_snapshot_leaves(tables[i]->relid));
+	if (locks > limit)
+		ereport(ERROR, (errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+						errmsg("the load would lock " INT64_FORMAT
+							   " tables and partitions, more than half of the server's lock table",
+							   locks),
+						errhint("Increase \"%s\", or make several mirrors of fewer tables.",
+								"max_locks_per_transaction")));
+}
+
+/*
  * Look at source and destination, and write down what the run will do: tables,
  * columns, types.  Changes nothing else.  live_expected: the live tables are
  * this mirror's already.
@@ -142,6 +166,7 @@ make_plan(Coordinator *co)
 	MemoryContextSwitchTo(old);
 	for (int i = 0; i < ntables; i++)
 		resync_catalog_check_access(co->run->owner, tables[i]);
+	check_lock_table(tables, ntables);
 	resync_catalog_commit();
 	MemoryContextSwitchTo(co->run_context);
 	co->run->tables = tables;

@@ -40,7 +40,6 @@
 #define IDLE_NAP_MS 1000
 #define VALIDATE_TRIES 3
 #define MAX_CRASHES 2
-#define HOLDER_INTERVAL_MS 5000
 #define CALM_MS 60000
 
 /* step()'s answer: nothing is left to do */
@@ -458,95 +457,6 @@ refuse_copy(Coordinator *co)
 	resync_catalog_commit();
 }
 
-/*
- * A transaction that has written and stays open keeps the slot from letting WAL
- * go: name the oldest one that is older than half a minute.
- */
-static void
-show_wal_holder(Coordinator *co)
-{
-	RunShared	 *rs = co->serving.rs;
-	int			  pid = 0;
-	char		 *gid = NULL;
-	MemoryContext old;
-
-	if (!TimestampDifferenceExceeds(co->holder_shown, GetCurrentTimestamp(), HOLDER_INTERVAL_MS))
-		return;
-	co->holder_shown = GetCurrentTimestamp();
-	resync_catalog_begin();
-	if (resync_catalog_exec(
-			"SELECT pid, NULL::text FROM (SELECT pid, backend_xid AS x"
-			" FROM pg_catalog.pg_stat_activity WHERE backend_xid IS NOT NULL"
-			" AND xact_start < pg_catalog.now() - interval '30 seconds'"
-			" ORDER BY pg_catalog.age(backend_xid) DESC LIMIT 1) a"
-			" UNION ALL SELECT 0, gid FROM (SELECT gid FROM pg_catalog.pg_prepared_xacts"
-			" WHERE prepared < pg_catalog.now() - interval '30 seconds'"
-			" ORDER BY pg_catalog.age(transaction) DESC LIMIT 1) p LIMIT 1",
-			SPI_OK_SELECT, 0) > 0)
-	{
-		bool isnull;
-
-		pid = DatumGetInt32(
-			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-		old = MemoryContextSwitchTo(co->step_context);
-		gid = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2);
-		if (gid != NULL)
-			gid = pstrdup(gid);
-		MemoryContextSwitchTo(old);
-	}
-	resync_catalog_finish();
-	resync_catalog_commit();
-	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
-	rs->waits_for_pid = pid;
-	if (pid != 0)
-		snprintf(rs->waits_for, sizeof(rs->waits_for),
-				 "the transaction of process %d, for WAL to be let go", pid);
-	else if (gid != NULL)
-		snprintf(rs->waits_for, sizeof(rs->waits_for), "prepared transaction \"%.20s\"", gid);
-	else
-		rs->waits_for[0] = '\0';
-	LWLockRelease(ResyncShmem->lock);
-}
-
-/*
- * A table that was dropped, or whose changes are not in the WAL any more: our
- * hooks put a message into the stream (hooks.c); this is the net under them,
- * for what happened while they were not installed (rule 12).
- */
-static void
-check_tables_logged(Coordinator *co)
-{
-	char *table = NULL;
-	char *what = NULL;
-
-	if (!TimestampDifferenceExceeds(co->tables_checked, GetCurrentTimestamp(), HOLDER_INTERVAL_MS))
-		return;
-	co->tables_checked = GetCurrentTimestamp();
-	resync_catalog_begin();
-	if (resync_catalog_exec(
-			"SELECT t.schema_name || '.' || t.table_name, 'It was dropped.'"
-			" FROM peerdb._run_table t LEFT JOIN pg_catalog.pg_class c ON c.oid = t.relid"
-			" WHERE t.run = $1 AND c.oid IS NULL UNION ALL"
-			" SELECT t.schema_name || '.' || t.table_name, 'It, or a part of it, was made UNLOGGED.'"
-			" FROM peerdb._partition p JOIN pg_catalog.pg_class c ON c.oid = p.relid"
-			" JOIN peerdb._run_table t ON t.run = p.run AND t.ordinal = p.ordinal"
-			" WHERE p.run = $1 AND c.relpersistence = 'u' LIMIT 1",
-			SPI_OK_SELECT, 1, INT8OID, Int64GetDatum(co->live->run), false) > 0)
-	{
-		table = MemoryContextStrdup(co->step_context,
-									SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1));
-		what = MemoryContextStrdup(co->step_context,
-								   SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2));
-	}
-	resync_catalog_finish();
-	resync_catalog_commit();
-	if (table != NULL)
-		ereport(ERROR,
-				(errcode(RESYNC_ERRCODE_DIVERGED),
-				 errmsg("table \"%s\" was changed in a way that its mirror cannot follow", table),
-				 errdetail("%s", what), errhint("Run peerdb_resync() to rebuild the mirror.")));
-}
-
 /* The live run: keep its streamer going, note what it did. */
 static long
 step_serving(Coordinator *co)
@@ -560,8 +470,7 @@ step_serving(Coordinator *co)
 	resync_children_note(co, &co->serving, false);
 	if (state != STREAMER_STREAMING)
 		return 100;
-	check_tables_logged(co);
-	show_wal_holder(co);
+	resync_watch_serving(co);
 
 	/* a minute of streaming: crashes before that are not in a row any more */
 	if (co->streaming_since == 0)

@@ -65,9 +65,9 @@ typedef struct Coordinator
 	bool		  in_request; /* what was asked for is being done: not to be interrupted */
 	int64		  noted_run;  /* note_start() */
 	RunPhase	  noted_phase;
-	TimestampTz	  holder_shown;	   /* show_wal_holder() */
+	TimestampTz	  watched_at;	   /* resync_watch_serving() */
+	uint32		  peer_hash;	   /* of the options that lead to the destination; 0 = not known */
 	TimestampTz	  streaming_since; /* step_serving() */
-	TimestampTz	  tables_checked;  /* check_tables_logged() */
 	int			  failures;		   /* transient errors in a row */
 	TimestampTz	  not_before;
 } Coordinator;
@@ -96,7 +96,8 @@ extern void resync_build_restart(Coordinator *co);
 extern long resync_load_step(Coordinator *co);
 extern void resync_load_forget(Coordinator *co);
 
-/* coordinator.c */
-extern bool resync_coordinator_kicked(void);
+/* watch.c */
+extern void resync_watch_serving(Coordinator *co);
+
 
 #endif /* RESYNC_COORDINATOR_H */
