@@ -24,8 +24,11 @@ test:
 demo:
 	@bash $(top)/test/demo.sh
 
-# There is nothing longer than `make test` yet.
-test-long: test
+# Fifty seeds of random trouble, each printed as it ends, and every way to die at
+# every debug point.  RESYNC_SEEDS="7 60-80" has other seeds.
+test-long:
+	@RESYNC_LONG=1 RESYNC_SEEDS="$${RESYNC_SEEDS:-1-50}" TESTS="020_chaos 021_crash_points" \
+		bash $(top)/test/run.sh 9>&1
 
 check-layers:
 	@bash $(top)/test/check_layers.sh

@@ -13,6 +13,7 @@
 use strict;
 use warnings;
 
+use IO::Handle;
 use ResyncTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -414,7 +415,7 @@ sub one_seed
 	{
 		my $base = $seed * 10000 + $i * 1000;
 		push @procs, $t->start($source, 'bash', '-c',
-			"i=$base; while [ ! -e $stop ]; do psql -XAtqc \"CALL chaos(\$i)\" >/dev/null 2>&1; i=\$((i+1)); sleep 0.05; done");
+			"i=$base; while [ ! -e $stop ] && kill -0 $$; do psql -XAtqc \"CALL chaos(\$i)\" >/dev/null 2>&1; i=\$((i+1)); sleep 0.05; done");
 	}
 	$t->create_mirror('m', [ map { "public.$_" } @tables ],
 		{ snapshot_num_rows_per_partition => 100, snapshot_max_parallel_workers => 2, replace_existing => 'false' });
@@ -461,11 +462,16 @@ foreach my $seed (@seeds)
 {
 	note("seed $seed");
 	one_seed($seed);
+	# make test-long shows what comes out here
+	if ($ENV{RESYNC_LONG} && open(my $out, '>>&', 9))
+	{
+		printf $out "seed %s: %s\n", $seed, Test::More->builder->is_passing ? 'ok' : 'FAILED';
+		$out->flush;
+	}
 	if (!Test::More->builder->is_passing)
 	{
 		diag("failed with seed $seed");
 		last unless $ENV{RESYNC_CHAOS_GO_ON};
 	}
-	printf "# seed %s: %s\n", $seed, Test::More->builder->is_passing ? 'ok' : 'FAILED';
 }
 done_testing();
