@@ -23,6 +23,7 @@ CREATE TABLE peerdb._mirror (
 	token uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid(),
 	system_identifier bigint NOT NULL,
 	database_oid oid NOT NULL,
+	instance text NOT NULL,				-- of the server's data directory: tells a base backup from it
 	status text NOT NULL DEFAULT 'setup'
 		CHECK (status IN ('setup', 'snapshot', 'running', 'pausing', 'paused', 'failed', 'completed', 'terminating')),
 	status_since timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
@@ -288,13 +289,17 @@ FROM PUBLIC;
 
 /* ---------------------------------------------------------------------
  * Behind the views.  A view calls functions with its reader's rights, so PUBLIC
- * may execute these four; each checks for itself what its caller may see.
+ * may execute these six; each checks for itself what its caller may see.
  * ------------------------------------------------------------------ */
 
 CREATE FUNCTION peerdb._options(options jsonb)
 	RETURNS jsonb AS 'MODULE_PATHNAME', 'peerdb_options' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 CREATE FUNCTION peerdb._owner(owner oid, owner_name name, system_identifier bigint, database_oid oid)
 	RETURNS oid AS 'MODULE_PATHNAME', 'peerdb_owner' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+CREATE FUNCTION peerdb._is_copy(system_identifier bigint, database_oid oid, instance text)
+	RETURNS boolean AS 'MODULE_PATHNAME', 'peerdb_is_copy' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+CREATE FUNCTION peerdb._copy_error()
+	RETURNS text AS 'MODULE_PATHNAME', 'peerdb_copy_error' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 CREATE FUNCTION peerdb._progress(run bigint,
 	OUT streamer text, OUT streamer_pid int, OUT copiers int, OUT rows_loading bigint,
 	OUT applied_lsn pg_lsn, OUT received_lsn pg_lsn, OUT rows_synced bigint,
@@ -304,6 +309,8 @@ CREATE FUNCTION peerdb._partition_progress(run bigint, partition bigint, OUT row
 	RETURNS record AS 'MODULE_PATHNAME', 'peerdb_partition_progress' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
 COMMENT ON FUNCTION peerdb._options(jsonb) IS 'resync internal: options of a mirror over the defaults';
 COMMENT ON FUNCTION peerdb._owner(oid, name, bigint, oid) IS 'resync internal: the role that owns a mirror in this database';
+COMMENT ON FUNCTION peerdb._is_copy(bigint, oid, text) IS 'resync internal: did a mirror''s row come here with a copy of its database or server?';
+COMMENT ON FUNCTION peerdb._copy_error() IS 'resync internal: error shown for a mirror in a copy';
 COMMENT ON FUNCTION peerdb._progress(bigint) IS 'resync internal: live counters of a run';
 COMMENT ON FUNCTION peerdb._partition_progress(bigint, bigint) IS 'resync internal: live counters of a partition';
 
@@ -318,7 +325,8 @@ SELECT m.id, m.name, o.owner_now,
 		WHEN 'peerdb_clickhouse' THEN 'clickhouse'
 		WHEN 'peerdb_snowflake' THEN 'snowflake'
 		WHEN 'peerdb_bigquery' THEN 'bigquery' END AS peer_type,
-	m.status, m.status_since, m.options, m.error, m.error_at, m.created_at,
+	CASE WHEN x.is_copy THEN 'failed' ELSE m.status END AS status, m.status_since, m.options,
+	CASE WHEN x.is_copy THEN peerdb._copy_error() ELSE m.error END AS error, m.error_at, m.created_at,
 	m.server_name::text AS server_name,
 	CASE WHEN n.outcome IS NULL AND n.phase NOT IN ('stream', 'ended') THEN n.run
 		ELSE coalesce(l.run, n.run) END AS shown_run,
@@ -326,6 +334,7 @@ SELECT m.id, m.name, o.owner_now,
 		WHEN n.outcome IS NULL THEN n.run ELSE coalesce(l.run, n.run) END AS stream_run
 FROM peerdb._mirror m
 CROSS JOIN LATERAL (SELECT peerdb._owner(m.owner, m.owner_name, m.system_identifier, m.database_oid) AS owner_now) o
+CROSS JOIN LATERAL (SELECT peerdb._is_copy(m.system_identifier, m.database_oid, m.instance) AS is_copy) x
 LEFT JOIN pg_catalog.pg_roles a ON a.oid = o.owner_now
 LEFT JOIN pg_catalog.pg_foreign_server s ON s.oid = m.server
 LEFT JOIN pg_catalog.pg_foreign_data_wrapper w ON w.oid = s.srvfdw

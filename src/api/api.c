@@ -153,7 +153,7 @@ resync_api_may_see(Oid owner)
 bool
 resync_api_is_copy(const MirrorRow *mirror)
 {
-	return mirror->system_identifier != GetSystemIdentifier() || mirror->database != MyDatabaseId;
+	return mirror->is_copy;
 }
 
 /* In a copy OIDs of roles mean nothing: the role of the same name owns it. */

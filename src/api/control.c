@@ -173,15 +173,16 @@ adopt(MirrorRow *mirror)
 	if (resync_catalog_exec(
 			"UPDATE peerdb._mirror m SET adopt_from = coalesce(m.adopt_from, m.token),"
 			" token = pg_catalog.gen_random_uuid(), system_identifier = $2,"
-			" database_oid = $3, owner = r.oid, server = s.oid, live_run = NULL,"
+			" database_oid = $3, instance = $4, owner = r.oid, server = s.oid, live_run = NULL,"
 			" newest_run = NULL, want_pause = false, want_cancel = false,"
 			" want_drop = NULL"
 			" FROM pg_catalog.pg_roles r, pg_catalog.pg_foreign_server s"
 			" WHERE m.id = $1 AND r.rolname = m.owner_name"
 			" AND s.srvname = m.server_name",
-			SPI_OK_UPDATE, 3, INT8OID, Int64GetDatum(mirror->id), false, INT8OID,
+			SPI_OK_UPDATE, 4, INT8OID, Int64GetDatum(mirror->id), false, INT8OID,
 			Int64GetDatum((int64) GetSystemIdentifier()), false, OIDOID,
-			ObjectIdGetDatum(MyDatabaseId), false) == 0)
+			ObjectIdGetDatum(MyDatabaseId), false, TEXTOID,
+			CStringGetTextDatum(resync_catalog_instance()), false) == 0)
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
 						errmsg("owner or server of mirror \"%s\" does not exist in this database",
 							   mirror->name),

@@ -25,6 +25,8 @@
 
 PG_FUNCTION_INFO_V1(peerdb_options);
 PG_FUNCTION_INFO_V1(peerdb_owner);
+PG_FUNCTION_INFO_V1(peerdb_is_copy);
+PG_FUNCTION_INFO_V1(peerdb_copy_error);
 PG_FUNCTION_INFO_V1(peerdb_progress);
 PG_FUNCTION_INFO_V1(peerdb_partition_progress);
 
@@ -50,6 +52,21 @@ peerdb_owner(PG_FUNCTION_ARGS)
 	else if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(owner)))
 		owner = InvalidOid;
 	PG_RETURN_OID(owner);
+}
+
+/* peerdb._is_copy(system_identifier, database_oid, instance) */
+Datum
+peerdb_is_copy(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(resync_catalog_is_copy((uint64) PG_GETARG_INT64(0), PG_GETARG_OID(1),
+										  text_to_cstring(PG_GETARG_TEXT_PP(2))));
+}
+
+/* peerdb._copy_error(): what is shown as the error of a mirror in a copy */
+Datum
+peerdb_copy_error(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TEXT_P(cstring_to_text(RESYNC_COPY_ERROR));
 }
 
 /* May the caller see this run's counters?  False too when nobody works for it. */

@@ -84,15 +84,16 @@ insert_mirror(const char *name, const ForeignServer *server, Jsonb *options)
 
 	n = resync_catalog_exec(
 		"INSERT INTO peerdb._mirror (name, owner, owner_name, server, server_name,"
-		" options, system_identifier, database_oid)"
-		" SELECT $1, $2, r.rolname, $3, $4, $5, $6, $7"
+		" options, system_identifier, database_oid, instance)"
+		" SELECT $1, $2, r.rolname, $3, $4, $5, $6, $7, $8"
 		" FROM pg_catalog.pg_roles r WHERE r.oid = $2"
 		" ON CONFLICT (name) DO NOTHING RETURNING id",
-		SPI_OK_INSERT_RETURNING, 7, TEXTOID, CStringGetTextDatum(name), false, OIDOID,
+		SPI_OK_INSERT_RETURNING, 8, TEXTOID, CStringGetTextDatum(name), false, OIDOID,
 		ObjectIdGetDatum(GetUserId()), false, OIDOID, ObjectIdGetDatum(server->serverid), false,
 		NAMEOID, CStringGetDatum(server->servername), false, JSONBOID, JsonbPGetDatum(options),
 		false, INT8OID, Int64GetDatum((int64) GetSystemIdentifier()), false, OIDOID,
-		ObjectIdGetDatum(MyDatabaseId), false);
+		ObjectIdGetDatum(MyDatabaseId), false, TEXTOID,
+		CStringGetTextDatum(resync_catalog_instance()), false);
 	if (n == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT), errmsg("mirror \"%s\" already exists", name)));

@@ -85,7 +85,8 @@ look(int64 mirror, Now *now)
 	PushActiveSnapshot(GetLatestSnapshot());
 	if (SPI_execute_with_args(
 			"SELECT m.status, m.error, m.error_sqlstate, m.live_run, l.confirmed_lsn,"
-			" m.newest_run, n.phase, n.outcome, n.error, n.error_sqlstate"
+			" m.newest_run, n.phase, n.outcome, n.error, n.error_sqlstate,"
+			" peerdb._is_copy(m.system_identifier, m.database_oid, m.instance)"
 			" FROM peerdb._mirror m"
 			" LEFT JOIN peerdb._run l ON l.run OPERATOR(pg_catalog.=) m.live_run"
 			" LEFT JOIN peerdb._run n ON n.run OPERATOR(pg_catalog.=) m.newest_run"
@@ -113,6 +114,12 @@ look(int64 mirror, Now *now)
 		now->outcome = resync_api_copy_value(context, 0, 8);
 		now->run_error = resync_api_copy_value(context, 0, 9);
 		now->run_sqlstate = resync_api_copy_value(context, 0, 10);
+		if (DatumGetBool(SPI_getbinval(tup, desc, 11, &isnull)))
+		{
+			now->status = MemoryContextStrdup(context, "failed");
+			now->error = MemoryContextStrdup(context, RESYNC_COPY_ERROR);
+			now->error_sqlstate = MemoryContextStrdup(context, "RS002");
+		}
 	}
 	PopActiveSnapshot();
 	SPI_finish();

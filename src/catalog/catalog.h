@@ -42,6 +42,8 @@ typedef struct MirrorRow
 	char  *token;
 	uint64 system_identifier;
 	Oid	   database;
+	char  *instance; /* of the server (catalog/instance.c) */
+	bool   is_copy;	 /* the row came here with a copy: status is "failed" */
 	char  *status;
 	int64  live_run;   /* 0 = none */
 	int64  newest_run; /* 0 = none */
@@ -155,6 +157,19 @@ extern ResyncPeer *resync_catalog_peer(Oid server, Oid owner);
 extern const char *resync_catalog_peer_type(const char *wrapper); /* "postgres", ...;
 																	 * NULL: not one of
 																	 * ours */
+
+/* ---- which server is this? (catalog/instance.c) ---- */
+
+/* What a copy of the database or the server, started beside it, is told by. */
+#define RESYNC_COPY_ERROR                                                                       \
+	"this database is a copy of the one that the mirror was made in\n"                          \
+	"DETAIL:  It was restored, cloned or promoted, or its data directory was moved by copying." \
+	"\n"                                                                                        \
+	"HINT:  Take the mirror over with peerdb_resume_mirror(mirror, adopt => true), which"       \
+	" fences the original, or forget it here with peerdb_drop_mirror()."
+
+extern char *resync_catalog_instance(void);
+extern bool	 resync_catalog_is_copy(uint64 system_identifier, Oid database, const char *instance);
 
 /* ---- mirrors and runs (catalog/mirror.c) ---- */
 extern MirrorRow  *resync_catalog_mirror(int64 id); /* NULL: gone */

@@ -83,7 +83,7 @@ sqlstate_text(int sqlerrcode)
 
 #define MIRROR_COLUMNS                                                                        \
 	"id, name, owner, server, server_name, options, token, system_identifier, database_oid, " \
-	"status, live_run, newest_run, want_pause, want_cancel, want_drop, error, adopt_from"
+	"status, live_run, newest_run, want_pause, want_cancel, want_drop, error, adopt_from, instance"
 
 /* The row that is in SPI_tuptable. */
 static MirrorRow *
@@ -110,6 +110,14 @@ mirror_from_result(MemoryContext context)
 	mirror->want_drop = result_text(0, 15, context);
 	mirror->error = result_text(0, 16, context);
 	mirror->adopt_from = result_text(0, 17, context);
+	mirror->instance = result_text(0, 18, context);
+	mirror->is_copy = resync_catalog_is_copy(mirror->system_identifier, mirror->database,
+											 mirror->instance);
+	if (mirror->is_copy)
+	{
+		mirror->status = MemoryContextStrdup(context, "failed");
+		mirror->error = MemoryContextStrdup(context, RESYNC_COPY_ERROR);
+	}
 	return mirror;
 }
 
@@ -193,6 +201,7 @@ resync_catalog_active_mirrors(int *nmirrors)
 		"WHERE status IN ('setup', 'snapshot', 'running', 'pausing', 'terminating') "
 		"OR want_cancel OR want_drop IS NOT NULL "
 		"OR (want_pause AND status NOT IN ('paused', 'failed', 'completed')) "
+		"OR peerdb._is_copy(system_identifier, database_oid, instance) "
 		"ORDER BY id",
 		SPI_OK_SELECT, 0);
 	ids = MemoryContextAlloc(context, Max(n, 1) * sizeof(int64));

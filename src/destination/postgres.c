@@ -423,7 +423,9 @@ raise_fenced(PgDestination *dest, const char *why)
 					errmsg("run " INT64_FORMAT
 						   " of mirror \"%s\" is no longer in charge at the destination",
 						   dest->head.id->run, dest->head.id->mirror),
-					errdetail_internal("%s", why)));
+					errdetail_internal("%s", why),
+					errhint("If it was taken over in a copy of this database, drop the mirror here;"
+							" else run peerdb_resync() to rebuild it.")));
 }
 
 /* Raises if the mirror's mark, where there is one, is not of this source. */

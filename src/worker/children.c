@@ -52,18 +52,22 @@ resync_children_raise(ResyncErrorReport *report)
 }
 
 /*
- * A child is gone.  Raises its error if trying again is of no use; else logs it
- * and returns.
+ * A child is gone.  Raises its error if trying again is of no use; else logs it,
+ * keeps it for the coordinator to show, and returns.
  */
 static void
-child_ended(const char *what, ResyncErrorReport *report, int *failures, TimestampTz *not_before)
+child_ended(RunCtl *ctl, const char *what, ResyncErrorReport *report, int *failures,
+			TimestampTz *not_before)
 {
 	if (report->set && !resync_retry_is_transient(report->sqlerrcode))
 		resync_children_raise(report);
 	if (report->set)
+	{
 		ereport(LOG, (errcode(report->sqlerrcode),
 					  errmsg("resync %s ended and is started again: %s", what, report->message),
 					  report->detail[0] ? errdetail_internal("%s", report->detail) : 0));
+		ctl->trouble = *report;
+	}
 	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
 	report->set = false;
 	LWLockRelease(ResyncShmem->lock);
@@ -106,7 +110,7 @@ resync_children_streamer(RunCtl *ctl, const WorkerArgs *args, StreamerCommand co
 		{
 			pfree(ctl->streamer);
 			ctl->streamer = NULL;
-			child_ended("streamer", &rs->streamer_error, &ctl->streamer_failures,
+			child_ended(ctl, "streamer", &rs->streamer_error, &ctl->streamer_failures,
 						&ctl->streamer_not_before);
 		}
 		else
@@ -144,7 +148,8 @@ resync_children_reap_copier(RunCtl *ctl, int i, bool *died)
 	pfree(ctl->copiers[i]);
 	ctl->copiers[i] = NULL;
 	*died = true;
-	child_ended("copier", &ctl->rs->copier_error, &ctl->copier_failures, &ctl->copier_not_before);
+	child_ended(ctl, "copier", &ctl->rs->copier_error, &ctl->copier_failures,
+				&ctl->copier_not_before);
 	return true;
 }
 

@@ -435,26 +435,44 @@ handle_error(Coordinator *co, ErrorData *edata, bool in_build)
 
 /* ---- steps ---- */
 
-/* Rule 9: a row that came with a dump, a template or a backup is not ours. */
-static bool
-is_copy(Coordinator *co)
-{
-	return co->mirror->system_identifier != GetSystemIdentifier() ||
-		   co->mirror->database != MyDatabaseId;
-}
-
+/*
+ * Rule 9: a row that came with a dump, a template or a backup is not ours, and
+ * nothing of it is.  But slots are this server's own: the ones that a data
+ * directory copied as a whole has brought along would hold its WAL for ever.
+ */
 static void
 refuse_copy(Coordinator *co)
 {
-	if (strcmp(co->mirror->status, "failed") == 0)
+	if (co->newest != NULL && co->newest->slot_name != NULL)
+		(void) resync_worker_drop_slot(co->newest->slot_name);
+	if (co->live != NULL && co->live->slot_name != NULL)
+		(void) resync_worker_drop_slot(co->live->slot_name);
+}
+
+/*
+ * A transient error that a child of the run ended with shows in
+ * peerdb.mirrors.error until the child works again; the log has the first of a
+ * row.
+ */
+static void
+show_trouble(Coordinator *co, RunCtl *ctl)
+{
+	ErrorData edata;
+
+	if (!ctl->trouble.set)
 		return;
+	ctl->trouble.set = false;
+	memset(&edata, 0, sizeof(edata));
+	edata.message = ctl->trouble.message;
+	edata.detail = ctl->trouble.detail[0] ? ctl->trouble.detail : NULL;
+	edata.hint = ctl->trouble.hint[0] ? ctl->trouble.hint : NULL;
 	resync_catalog_begin();
-	resync_catalog_set_error(
-		co->args.mirror, RESYNC_ERRCODE_DIVERGED,
-		"this database is a copy of the one that the mirror was made in\n"
-		"HINT:  Use peerdb_resume_mirror(mirror, adopt => true) to take it over.");
-	resync_catalog_set_status(co->args.mirror, "failed");
+	resync_catalog_set_error(co->args.mirror, ctl->trouble.sqlerrcode, error_text(&edata));
+	if (!ctl->in_trouble)
+		resync_catalog_log(co->args.mirror, ctl->run, "warning", NULL, ctl->trouble.sqlerrcode,
+						   ctl->trouble.message, edata.detail);
 	resync_catalog_commit();
+	ctl->in_trouble = true;
 }
 
 /* The live run: keep its streamer going, note what it did. */
@@ -468,8 +486,10 @@ step_serving(Coordinator *co)
 	resync_children_attach(co, &co->serving, co->live->run);
 	state = resync_children_streamer(&co->serving, &co->args, STREAMER_STREAM_LIVE, 0);
 	resync_children_note(co, &co->serving, false);
+	show_trouble(co, &co->serving);
 	if (state != STREAMER_STREAMING)
 		return 100;
+	co->serving.in_trouble = false;
 	resync_watch_serving(co);
 
 	/* a minute of streaming: crashes before that are not in a row any more */
@@ -509,22 +529,25 @@ should_serve(Coordinator *co)
 }
 
 /*
- * A mirror at rest whose slot is lost can only be rebuilt.
+ * A mirror at rest whose slot is lost, or holds too much WAL, can only be
+ * rebuilt.  run: the live one, or the one under construction.
  */
 static void
-check_resting_slot(Coordinator *co)
+check_resting_slot(Coordinator *co, const RunRow *run)
 {
-	if (co->live == NULL || co->live->phase != PHASE_STREAM || co->live->slot_name == NULL)
+	if (run == NULL || run->slot_name == NULL || run->phase < PHASE_CREATE_TABLES ||
+		run->phase == PHASE_ENDED)
 		return;
-	resync_worker_check_retained(co->live->slot_name);
+	resync_worker_check_retained(run->slot_name);
+
 	/* what is failed has its reason already; resuming it looks at the slot */
-	if (resync_worker_slot_retained(co->live->slot_name) >= 0 ||
+	if (resync_worker_slot_retained(run->slot_name) >= 0 ||
 		strcmp(co->mirror->status, "failed") == 0)
 		return;
 	ereport(
 		ERROR,
 		(errcode(RESYNC_ERRCODE_NEEDS_RESYNC),
-		 errmsg("replication slot \"%s\" was lost while the mirror was %s", co->live->slot_name,
+		 errmsg("replication slot \"%s\" was lost while the mirror was %s", run->slot_name,
 				co->mirror->status),
 		 errdetail("It held more WAL than max_slot_wal_keep_size allows, or somebody dropped it."),
 		 errhint("Run peerdb_resync() to rebuild the mirror.")));
@@ -548,7 +571,7 @@ note_start(Coordinator *co, RunRow *run)
 		return;
 	if (run->step != NULL && sscanf(run->step, INT64_FORMAT "/%u", &started, &epoch) == 2)
 	{
-		if (started == PgStartTime && epoch < ResyncShmem->crash_epoch)
+		if (started == PgStartTime && epoch < ResyncShmem->crash_epoch && co->own_crash)
 			crashes++;
 	}
 	else
@@ -585,7 +608,7 @@ step(Coordinator *co, volatile bool *in_build)
 	read_state(co);
 	if (co->mirror == NULL)
 		return FINISHED;
-	if (is_copy(co))
+	if (co->mirror->is_copy)
 	{
 		refuse_copy(co);
 		return FINISHED;
@@ -602,9 +625,14 @@ step(Coordinator *co, volatile bool *in_build)
 		do_cancel(co);
 		return 0;
 	}
-	if (co->mirror->want_pause)
+	if (co->mirror->want_pause && strcmp(co->mirror->status, "failed") != 0)
 	{
-		do_pause(co);
+		if (strcmp(co->mirror->status, "paused") != 0)
+			do_pause(co);
+		check_resting_slot(co, co->live);
+		*in_build = is_building(co);
+		if (*in_build)
+			check_resting_slot(co, co->newest);
 		return FINISHED;
 	}
 	if (GetCurrentTimestamp() < co->not_before)
@@ -618,7 +646,7 @@ step(Coordinator *co, volatile bool *in_build)
 	}
 	else if (!is_building(co))
 	{
-		check_resting_slot(co);
+		check_resting_slot(co, co->live);
 		return FINISHED;
 	}
 	if (is_building(co))
@@ -630,6 +658,7 @@ step(Coordinator *co, volatile bool *in_build)
 		if (co->newest->slot_name != NULL)
 			resync_worker_check_retained(co->newest->slot_name);
 		n = resync_build_step(co);
+		show_trouble(co, &co->build);
 		nap = Min(nap, n);
 	}
 	co->failures = 0;
@@ -705,6 +734,7 @@ resync_coordinator_main(Datum arg)
 	if (!register_coordinator(co))
 		proc_exit(0);
 	self = co;
+	co->own_crash = resync_worker_crashed(MyDatabaseId, co->args.mirror);
 	before_shmem_exit(coordinator_exit, 0);
 	resync_destination_set_wait_hook(interrupt_wait);
 

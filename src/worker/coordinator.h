@@ -26,7 +26,9 @@ typedef struct RunCtl
 	int						copier_failures;
 	TimestampTz				copier_not_before;
 	bool					shortfall_logged;
-	TimestampTz				noted_at; /* counters last written to the catalog */
+	bool					in_trouble; /* a child ended by a transient error: */
+	ResyncErrorReport		trouble;	/* it; not shown yet if set */
+	TimestampTz				noted_at;	/* counters last written to the catalog */
 	XLogRecPtr				noted_lsn;
 } RunCtl;
 
@@ -62,6 +64,7 @@ typedef struct Coordinator
 	TimestampTz	  level_since;
 	int			  swap_tries;
 	TimestampTz	  swap_not_before;
+	bool		  own_crash;  /* a worker of this mirror crashed the server */
 	bool		  in_request; /* what was asked for is being done: not to be interrupted */
 	int64		  noted_run;  /* note_start() */
 	RunPhase	  noted_phase;

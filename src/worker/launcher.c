@@ -151,14 +151,14 @@ recheck_databases(void)
 	LWLockRelease(ReplicationSlotControlLock);
 }
 
-/* More than resync.max_wal_retained allows? */
+/* So much of what resync.max_wal_retained allows that a warning may be due? */
 static bool
 holds_too_much(XLogRecPtr restart_lsn)
 {
 	XLogRecPtr now = GetXLogWriteRecPtr();
 
 	return resync_max_wal_retained > 0 && now > restart_lsn &&
-		   now - restart_lsn > (uint64) resync_max_wal_retained * 1024 * 1024;
+		   now - restart_lsn > (uint64) resync_max_wal_retained * 1024 * 1024 / 4;
 }
 
 /*
@@ -168,6 +168,12 @@ holds_too_much(XLogRecPtr restart_lsn)
 static void
 watch_slots(void)
 {
+	static TimestampTz looked_at = 0;
+
+	/* not at every wake: what it starts wakes us */
+	if (!TimestampDifferenceExceeds(looked_at, GetCurrentTimestamp(), SLOT_CHECK_MS / 2))
+		return;
+	looked_at = GetCurrentTimestamp();
 	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
 	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < max_replication_slots; i++)
@@ -510,11 +516,14 @@ watch_resting(void)
 
 	resync_catalog_begin();
 	n = (int) resync_catalog_exec("SELECT m.id, r.run, m.name, coalesce(r.wal_warned, 0)"
-								  " FROM peerdb._mirror m JOIN peerdb._run r ON r.run = m.live_run"
-								  " WHERE r.phase = 'stream' AND m.status IN ('paused', 'failed')"
-								  " AND m.database_oid = $1 AND m.system_identifier = $2",
-								  SPI_OK_SELECT, 2, OIDOID, ObjectIdGetDatum(MyDatabaseId), false,
-								  INT8OID, Int64GetDatum((int64) GetSystemIdentifier()), false);
+								  " FROM peerdb._mirror m"
+								  " JOIN peerdb._run r ON r.run IN (m.live_run, m.newest_run)"
+								  " WHERE r.slot_name IS NOT NULL AND r.phase IN ('create_tables',"
+								  " 'load', 'catch_up', 'swap', 'stream')"
+								  " AND m.status IN ('paused', 'failed')"
+								  " AND NOT peerdb._is_copy(m.system_identifier, m.database_oid,"
+								  " m.instance)",
+								  SPI_OK_SELECT, 0);
 	ids = MemoryContextAlloc(context, (n + 1) * sizeof(int64));
 	runs = MemoryContextAlloc(context, (n + 1) * sizeof(int64));
 	warned = MemoryContextAlloc(context, (n + 1) * sizeof(int64));

@@ -11,6 +11,10 @@
 
 #include "worker/worker.h"
 
+#include <fcntl.h>
+#include <signal.h>
+#include <unistd.h>
+
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/catalog.h"
@@ -19,6 +23,7 @@
 #include "pgstat.h"
 #include "postmaster/interrupt.h"
 #include "replication/slot.h"
+#include "storage/fd.h"
 #include "storage/ipc.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
@@ -83,6 +88,82 @@ resync_worker_start(const char *function, const char *role, const WorkerArgs *ar
 	return handle;
 }
 
+/* ---- marks: who crashed? ---- */
+
+/*
+ * A crash restarts the whole server, and takes everybody's shared memory with
+ * it.  So that a mirror is blamed only for what its own workers did, each worker
+ * keeps an empty file in pg_stat_tmp while it lives; it goes when the process
+ * exits, and also when the postmaster has it quit because another one crashed
+ * (SIGQUIT).  What is left after a crash belongs to who crashed.
+ */
+static char mark_path[MAXPGPATH];
+
+#define MARK_DIRECTORY "pg_stat_tmp"
+
+static void
+mark_prefix(char *buf, Size size, Oid database, int64 mirror)
+{
+	snprintf(buf, size, "resync_%u_" INT64_FORMAT ".", database, mirror);
+}
+
+static void
+remove_mark(int code, Datum arg)
+{
+	(void) unlink(mark_path);
+}
+
+/* Another process crashed, not this one.  Only what a signal handler may do. */
+static void
+quit_by_crash_of_another(SIGNAL_ARGS)
+{
+	(void) unlink(mark_path);
+	_exit(2);
+}
+
+static void
+make_mark(Oid database, int64 mirror)
+{
+	char prefix[NAMEDATALEN];
+	int	 fd;
+
+	mark_prefix(prefix, sizeof(prefix), database, mirror);
+	snprintf(mark_path, sizeof(mark_path), "%s/%s%d", MARK_DIRECTORY, prefix, MyProcPid);
+	fd = BasicOpenFile(mark_path, O_CREAT | O_WRONLY | O_TRUNC | PG_BINARY);
+	if (fd < 0)
+		ereport(ERROR,
+				(errcode_for_file_access(), errmsg("could not create file \"%s\": %m", mark_path)));
+	close(fd);
+	on_proc_exit(remove_mark, 0);
+	pqsignal(SIGQUIT, quit_by_crash_of_another);
+}
+
+/*
+ * Has a worker of the mirror died without either?  To be asked after a crash
+ * restart, before the mirror has workers but the calling one; forgets it.
+ */
+bool
+resync_worker_crashed(Oid database, int64 mirror)
+{
+	DIR			  *dir = AllocateDir(MARK_DIRECTORY);
+	struct dirent *de;
+	char		   prefix[NAMEDATALEN];
+	char		   path[MAXPGPATH];
+	bool		   found = false;
+
+	mark_prefix(prefix, sizeof(prefix), database, mirror);
+	while ((de = ReadDirExtended(dir, MARK_DIRECTORY, LOG)) != NULL)
+	{
+		snprintf(path, sizeof(path), "%s/%s", MARK_DIRECTORY, de->d_name);
+		if (strncmp(de->d_name, prefix, strlen(prefix)) != 0 || strcmp(path, mark_path) == 0)
+			continue;
+		found = true;
+		(void) unlink(path);
+	}
+	FreeDir(dir);
+	return found;
+}
+
 void
 resync_worker_init(const WorkerArgs *args, const char *role)
 {
@@ -90,6 +171,8 @@ resync_worker_init(const WorkerArgs *args, const char *role)
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
+	if (args->mirror != 0)
+		make_mark(args->database, args->mirror);
 	BackgroundWorkerUnblockSignals();
 
 	BackgroundWorkerInitializeConnectionByOid(args->database, InvalidOid, 0);

@@ -62,6 +62,9 @@ extern WorkerRun *resync_worker_load_run(int64 mirror, int64 run);
 extern void resync_worker_report_error(ResyncErrorReport *report, const ErrorData *edata,
 									   const ResyncTable *table);
 
+/* Did a worker of the mirror cause the last crash restart? */
+extern bool resync_worker_crashed(Oid database, int64 mirror);
+
 /* What pg_stat_activity shows. */
 extern void resync_worker_activity(const char *fmt, ...) pg_attribute_printf(1, 2);
 
