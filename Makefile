@@ -20,6 +20,9 @@ REGRESS = $(patsubst sql/%.sql,%,$(filter-out sql/resync--%,$(sort $(wildcard sq
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
+# PGXS does not track headers
+$(OBJS) $(OBJS:.o=.bc): $(wildcard $(srcdir)/src/*.h $(srcdir)/src/*/*.h)
+
 # installcheck needs a server that is set up for it: say so before anything fails
 installcheck: check-server
 .PHONY: check-server

@@ -129,7 +129,7 @@ struct DestinationRoutine
 
 	/*
 	 * One partition: begin (false: its done-mark is there, nothing to do),
-	 * rows, finish.  load_row encodes the slot's tuple; desc of load_begin is
+	 * rows, finish (-1: another's done-mark came first, his rows count).  load_row encodes the slot's tuple; desc of load_begin is
 	 * the descriptor of the relation that rows come from.  load_finish returns
 	 * the number of rows the destination acknowledged; rows and the done-mark
 	 * are durable then.  load_abort gives a partition up (no error).

@@ -40,6 +40,7 @@ typedef struct ApplyState
 {
 	PgDestination *dest;
 	bool		   to_live;
+	bool		   fetched; /* rows came from the source in this batch */
 	FetchRowFn	   fetch;
 	void		  *fetch_arg;
 	PgFenceInfo	   info;
@@ -524,6 +525,7 @@ fetch_missing(ApplyState *state, ApplyTable *at)
 		for (int i = 0; i < n; i++)
 			appendStringInfo(&state->todo, "%s\"%s\"", i > 0 ? "," : "", PQgetvalue(res, i, 0));
 		appendStringInfoString(&state->todo, "}'::tid[]);");
+		state->fetched = true;
 		chunk = makeStringInfo();
 		stage_copy_begin(state, at, chunk);
 		for (int i = 0; i < n; i++)
@@ -639,13 +641,15 @@ add_upserts(ApplyState *state, ApplyTable *at, const uint8 *mask, int n, bool de
 }
 
 static void
-apply_keyed(ApplyState *state, ApplyTable *at)
+apply_keyed(ApplyState *state, ApplyTable *at, ResyncBatch *batch)
 {
 	ListCell *lc;
 
 	if (at->masks != NIL)
 	{
-		resolve_bases(state, at);
+		/* once a row was fetched as it is now, others may have moved, too */
+		if (!resync_batch_is_distrusted(batch) && !state->fetched)
+			resolve_bases(state, at);
 		fetch_missing(state, at);
 	}
 	if (at->deletes > 0)
@@ -831,7 +835,7 @@ apply_table(ApplyState *state, ResyncBatch *batch, const BatchTable *bt)
 		/* operators are needed where rows are joined */
 		if (at.masks != NIL || (at.deletes > 0 && at.soft_delete == NULL))
 			at.key_ops = resync_pg_key_operators(dest, bt->table, at.target);
-		apply_keyed(state, &at);
+		apply_keyed(state, &at, batch);
 	}
 	else
 		apply_keyless(state, &at);

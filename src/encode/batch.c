@@ -123,6 +123,7 @@ struct ResyncBatch
 	SpillFile	 *spill;
 	Size		  memory_limit;
 	bool		  soft_delete;
+	bool		  distrusted;
 
 	int64		rows;
 	XLogRecPtr	first_lsn;
@@ -200,6 +201,7 @@ resync_batch_create(Size memory_limit, bool soft_delete)
 void
 resync_batch_reset(ResyncBatch *batch)
 {
+	batch->distrusted = false;
 	if (batch->file_context != NULL)
 		MemoryContextDelete(batch->file_context); /* closes the file */
 	batch->file_context = NULL;
@@ -1076,4 +1078,16 @@ resync_batch_next_row(ResyncBatch *batch, BatchRow *row)
 	else
 		read_from_memory(batch, row);
 	return true;
+}
+
+void
+resync_batch_distrust(ResyncBatch *batch)
+{
+	batch->distrusted = true;
+}
+
+bool
+resync_batch_is_distrusted(const ResyncBatch *batch)
+{
+	return batch->distrusted;
 }

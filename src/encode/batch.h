@@ -133,6 +133,15 @@ extern XLogRecPtr  resync_batch_first_lsn(const ResyncBatch *batch); /* end LSN 
 																	 * commit */
 extern TimestampTz resync_batch_oldest_commit(const ResyncBatch *batch);
 
+/*
+ * A batch that is replayed over rows of a later snapshot (rule 2): the
+ * destination's row with a "base" key may be another one by now, so a row with a
+ * base gets its unchanged columns from the source, by its own key.  Off after
+ * reset.
+ */
+extern void resync_batch_distrust(ResyncBatch *batch);
+extern bool resync_batch_is_distrusted(const ResyncBatch *batch);
+
 /* ---- reading, once, in order; after the last commit was added ---- */
 
 /* Next part, or false.  ddl: list of BatchAddColumn * to apply first. */

@@ -617,6 +617,9 @@ stop_serving(Coordinator *co)
 		resync_children_stop(&co->serving);
 		lsn = pg_atomic_read_u64(&co->serving.rs->applied_lsn);
 	}
+	else if (co->newest->keep_serving && co->live != NULL && co->live->slot_name != NULL)
+		/* stopped by an earlier coordinator; it confirms what is applied */
+		lsn = Max(co->live->confirmed_lsn, resync_worker_slot_confirmed(co->live->slot_name));
 	return lsn;
 }
 

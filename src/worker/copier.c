@@ -219,6 +219,10 @@ copy_rows(Copier *c, const ResyncTable *table, Relation rel)
 	keep_rate(c, note_sent(c, rows));
 	c->sent_before += routine->load_bytes(c->dest);
 
+	/* an earlier copier's commit came late: its rows count, and may be others */
+	if (acknowledged < 0)
+		return -1;
+
 	/* rule 10: rows read = rows acknowledged */
 	if (acknowledged != rows)
 		ereport(ERROR,
@@ -296,6 +300,18 @@ load_partition(Copier *c)
 	c->current = NULL;
 }
 
+static bool
+snapshot_is_gone(Copier *c)
+{
+	bool gone;
+
+	LWLockAcquire(ResyncShmem->lock, LW_SHARED);
+	gone = c->rs->streamer != STREAMER_EXPORTED ||
+		   strcmp(c->rs->snapshot_name, c->snapshot_name) != 0;
+	LWLockRelease(ResyncShmem->lock);
+	return gone;
+}
+
 /*
  * Attach to our entry and to the streamer's lock group.
  */
@@ -367,7 +383,9 @@ resync_copier_main(Datum arg)
 		MemoryContextSwitchTo(context);
 		edata = CopyErrorData();
 		FlushErrorState();
-		resync_worker_report_error(&c->rs->copier_error, edata, c->current);
+		/* with its streamer gone the snapshot is, and what failed tells nothing */
+		if (!snapshot_is_gone(c))
+			resync_worker_report_error(&c->rs->copier_error, edata, c->current);
 		proc_exit(1);
 	}
 	PG_END_TRY();

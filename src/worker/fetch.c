@@ -132,7 +132,8 @@ bool
 resync_fetch_row(void *arg, const ResyncTable *table, const char *key, uint32 key_len,
 				 StringInfo out)
 {
-	Destination	 *dest = arg;
+	FetchState	 *state = arg;
+	Destination	 *dest = state->dest;
 	MemoryContext context = CurrentMemoryContext;
 	Datum		  values[INDEX_MAX_KEYS];
 	Oid			  types[INDEX_MAX_KEYS];
@@ -170,8 +171,10 @@ resync_fetch_row(void *arg, const ResyncTable *table, const char *key, uint32 ke
 	InvalidateSystemCaches();
 	MemoryContextSwitchTo(context);
 
-	/* an asynchronous commit that the row shows must not be undone by a crash */
-	if (found)
-		(void) resync_wal_flush();
+	/*
+	 * An asynchronous commit that the row shows must not be undone by a crash.
+	 * That it is gone shows the same.
+	 */
+	state->fetched_until = Max(state->fetched_until, resync_wal_flush());
 	return found;
 }

@@ -7,7 +7,15 @@
 
 #include "destination/destination.h"
 
-/* A FetchRowFn; arg is the Destination that makes encoders. */
+typedef struct FetchState
+{
+	Destination *dest;			/* makes encoders */
+	XLogRecPtr	 fetched_until; /* rows were fetched as of then: until WAL up to
+							   * there is applied, a key may be another row's
+							   * at the destination */
+} FetchState;
+
+/* A FetchRowFn; arg is a FetchState. */
 extern bool resync_fetch_row(void *arg, const ResyncTable *table, const char *key, uint32 key_len,
 							 StringInfo out);
 

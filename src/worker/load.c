@@ -413,6 +413,26 @@ assign(Coordinator *co, CopierShared *cs, RunPartition *p)
 	resync_shmem_wake(pgprocno);
 }
 
+/*
+ * A partition turned out to be there already, perhaps read under an earlier
+ * snapshot.  The marks are read again.  In a transaction.
+ */
+static void
+late_mark(Coordinator *co, int ordinal)
+{
+	ResyncTable *table = co->run->tables[ordinal];
+
+	co->load.synced = false;
+	if (co->newest->snapshots < 2)
+		return;
+	if (table->nkeys == 0)
+		ereport(ERROR, (errcode(RESYNC_ERRCODE_TABLE_CHANGED),
+						errmsg("table \"%s.%s\", which has no key, was read under two snapshots",
+							   table->schema, table->name)));
+	resync_catalog_set_multi_snapshot(co->build.run, ordinal, true);
+	table->multi_snapshot = true;
+}
+
 /* What copier i has brought; it gets the next partition before that is noted. */
 static void
 serve_copier(Coordinator *co, int i)
@@ -459,7 +479,7 @@ serve_copier(Coordinator *co, int i)
 		if (acknowledged < 0)
 		{
 			/* its mark was there: an earlier copier's commit arrived late */
-			co->load.synced = false;
+			late_mark(co, find_partition(co, finished)->ordinal);
 		}
 		else
 			resync_catalog_partition_done(co->build.run, finished, acknowledged, bytes);

@@ -48,6 +48,7 @@ typedef struct Streamer
 	RunShared	 *rs;
 	WorkerRun	 *run;
 	Destination	 *dest;
+	FetchState	  fetch;
 	ResyncBatch	 *batch;
 	Decoder		 *decoder;
 	DecodeConfig  config;
@@ -348,6 +349,14 @@ open_stream(Streamer *st)
 			 errhint("Run peerdb_resync() to rebuild the mirror.")));
 	pg_atomic_write_u64(&st->rs->applied_lsn, st->applied);
 
+	/*
+	 * Tables that were loaded under a later snapshot show changes that WAL is
+	 * yet to bring, and so do rows that an earlier process fetched.  Both were
+	 * before now.
+	 */
+	st->fetch.dest = st->dest;
+	st->fetch.fetched_until = st->run->snapshots > 1 ? resync_wal_flush() : 0;
+
 	config->tables = palloc(st->run->ntables * sizeof(ResyncTable *));
 	memcpy(config->tables, st->run->tables, st->run->ntables * sizeof(ResyncTable *));
 	config->ntables = st->run->ntables;
@@ -447,9 +456,12 @@ apply_batch(Streamer *st, bool live, XLogRecPtr end_lsn)
 	TimestampTz	  started = GetCurrentTimestamp();
 	MemoryContext old = MemoryContextSwitchTo(st->batch_context);
 
+	/* rule 2: see open_stream() */
+	if (st->fetch.fetched_until != 0 && first <= st->fetch.fetched_until)
+		resync_batch_distrust(st->batch);
 	RESYNC_DEBUG_POINT("before_apply");
 	st->run->routine->apply(st->dest, st->batch, live, st->applied, end_lsn, resync_fetch_row,
-							st->dest);
+							&st->fetch);
 	RESYNC_DEBUG_POINT("after_apply");
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(st->batch_context);

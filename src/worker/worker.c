@@ -201,6 +201,7 @@ resync_worker_load_run(int64 mirror, int64 run)
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
 						errmsg("run " INT64_FORMAT " does not exist", run)));
 	wr->owner = m->owner;
+	wr->snapshots = r->snapshots;
 	wr->options = resync_options_parse(r->options);
 	wr->id.mirror = m->name;
 	wr->id.token = m->token;
@@ -297,6 +298,24 @@ resync_worker_slot_retained(const char *name)
 	if (XLogRecPtrIsInvalid(restart))
 		return -1;
 	return (int64) (GetXLogWriteRecPtr() - Min(restart, GetXLogWriteRecPtr()));
+}
+
+XLogRecPtr
+resync_worker_slot_confirmed(const char *name)
+{
+	ReplicationSlot *slot;
+	XLogRecPtr		 confirmed = InvalidXLogRecPtr;
+
+	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
+	slot = SearchNamedReplicationSlot(name, false);
+	if (slot != NULL)
+	{
+		SpinLockAcquire(&slot->mutex);
+		confirmed = slot->data.confirmed_flush;
+		SpinLockRelease(&slot->mutex);
+	}
+	LWLockRelease(ReplicationSlotControlLock);
+	return confirmed;
 }
 
 void

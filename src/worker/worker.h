@@ -51,6 +51,7 @@ typedef struct WorkerRun
 	const DestinationRoutine *routine;
 	Oid						  owner;
 	char					 *slot_name;
+	int						  snapshots; /* exported so far */
 	ResyncTable				**tables;
 	int						  ntables;
 } WorkerRun;
@@ -78,6 +79,9 @@ extern bool resync_worker_drop_slot(const char *name);
  * WAL that a slot holds back, in bytes; -1: the slot is gone, or its WAL is.
  */
 extern int64 resync_worker_slot_retained(const char *name);
+
+/* What the slot's streamer has confirmed; 0: the slot is gone. */
+extern XLogRecPtr resync_worker_slot_confirmed(const char *name);
 
 /* Raises NEEDS_RESYNC when it holds more than resync.max_wal_retained. */
 extern void resync_worker_check_retained(const char *name);
