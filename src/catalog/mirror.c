@@ -256,7 +256,8 @@ resync_catalog_set_phase(int64 run, RunPhase from, RunPhase to)
 }
 
 /*
- * The mirror after a run that was refused, failed or cancelled.
+ * The mirror after a run that was refused, failed or cancelled.  A pause that
+ * was asked for would hide that it failed, and could not be resumed from.
  */
 static void
 set_mirror_after_run(int64 mirror, const char *status, int sqlerrcode, const char *error)
@@ -265,7 +266,8 @@ set_mirror_after_run(int64 mirror, const char *status, int sqlerrcode, const cha
 							   "WHEN status = 'terminating' THEN status ELSE $2 END, "
 							   "status_since = CASE WHEN status IN ('terminating', $2) "
 							   "THEN status_since ELSE pg_catalog.clock_timestamp() END, "
-							   "want_cancel = false, error = $3, error_sqlstate = $4, "
+							   "want_cancel = false, want_pause = want_pause AND $2 <> 'failed', "
+							   "error = $3, error_sqlstate = $4, "
 							   "error_at = CASE WHEN $3 IS NULL THEN NULL "
 							   "ELSE pg_catalog.clock_timestamp() END WHERE id = $1",
 							   SPI_OK_UPDATE, 4, ARG_INT8(mirror), ARG_TEXT(status),
@@ -335,7 +337,8 @@ void
 resync_catalog_set_status(int64 mirror, const char *status)
 {
 	(void) resync_catalog_exec("UPDATE peerdb._mirror SET status = $2, "
-							   "status_since = pg_catalog.clock_timestamp() "
+							   "status_since = pg_catalog.clock_timestamp(), "
+							   "want_pause = want_pause AND $2 <> ALL ('{failed,completed}') "
 							   "WHERE id = $1 AND status <> $2",
 							   SPI_OK_UPDATE, 2, ARG_INT8(mirror), ARG_TEXT(status));
 	resync_catalog_finish();

@@ -33,6 +33,24 @@ resync_children_attach(Coordinator *co, RunCtl *ctl, int64 run)
 	memset(ctl, 0, sizeof(RunCtl));
 	ctl->rs = resync_shmem_claim_run(MyDatabaseId, co->args.mirror, run, co->mirror->owner);
 	ctl->run = run;
+	resync_children_pass_options(co, ctl);
+}
+
+/*
+ * The mirror's options as they are now, which may have been edited since the
+ * run began, to the streamer.  In step_context.
+ */
+void
+resync_children_pass_options(Coordinator *co, RunCtl *ctl)
+{
+	ResyncOptions *now;
+
+	if (ctl->run == 0)
+		return;
+	now = resync_options_parse(co->mirror->options);
+	pg_atomic_write_u64(&ctl->rs->max_batch_size, (uint64) now->max_batch_size);
+	pg_atomic_write_u64(&ctl->rs->sync_interval_ms,
+						(uint64) (int64) (now->sync_interval < 0 ? -1 : now->sync_interval * 1000));
 }
 
 /* Raise a child's error as our own. */

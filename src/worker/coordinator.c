@@ -376,8 +376,25 @@ handle_error(Coordinator *co, ErrorData *edata, bool in_build)
 {
 	bool transient = resync_retry_is_transient(edata->sqlerrcode);
 
-	if (edata->sqlerrcode == RESYNC_ERRCODE_INTERRUPTED || co->mirror == NULL)
+	if (edata->sqlerrcode == RESYNC_ERRCODE_INTERRUPTED)
 		return;
+	if (co->mirror == NULL)
+	{
+		/* the catalog could not even be read */
+		co->failures++;
+		co->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													 resync_retry_delay(co->failures));
+		ereport(LOG, (errcode(edata->sqlerrcode),
+					  errmsg("mirror " INT64_FORMAT " goes on after an error: %s", co->args.mirror,
+							 edata->message)));
+		return;
+	}
+	if (co->in_request)
+	{
+		/* a request stays until it is done; it is no fault of a run */
+		retry_later(co, edata);
+		return;
+	}
 	if (!in_build)
 	{
 		if (transient || co->live == NULL)
@@ -594,6 +611,21 @@ note_start(Coordinator *co, RunRow *run)
 				 "Look into the server log for the cause, then use peerdb_resume_mirror() or peerdb_resync().")));
 }
 
+/* What was edited counts from the next batch and the next partition. */
+static void
+pass_options(Coordinator *co)
+{
+	ResyncOptions *now;
+
+	resync_children_pass_options(co, &co->serving);
+	resync_children_pass_options(co, &co->build);
+	if (co->run == NULL)
+		return;
+	now = resync_options_parse(co->mirror->options);
+	co->run->options->snapshot_max_parallel_workers = now->snapshot_max_parallel_workers;
+	co->run->options->snapshot_num_tables_in_parallel = now->snapshot_num_tables_in_parallel;
+}
+
 /*
  * One look at the mirror.  Returns ms to wait, or FINISHED.  *in_build tells
  * the caller's error handler whose step it was.
@@ -637,6 +669,7 @@ step(Coordinator *co, volatile bool *in_build)
 	}
 	if (GetCurrentTimestamp() < co->not_before)
 		return TimestampDifferenceMilliseconds(GetCurrentTimestamp(), co->not_before) + 1;
+	pass_options(co);
 
 	if (should_serve(co))
 	{

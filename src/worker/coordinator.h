@@ -77,6 +77,7 @@ typedef struct Coordinator
 
 /* children.c */
 extern void			 resync_children_attach(Coordinator *co, RunCtl *ctl, int64 run);
+extern void			 resync_children_pass_options(Coordinator *co, RunCtl *ctl);
 extern StreamerState resync_children_streamer(RunCtl *ctl, const WorkerArgs *args,
 											  StreamerCommand command, XLogRecPtr hold_at_least);
 extern void			 resync_children_dismiss_copiers(RunCtl *ctl);

@@ -122,6 +122,10 @@ typedef struct RunShared
 										 * transaction, TimestampTz; 0 none */
 	pg_atomic_uint64 flush_request;	 /* LSN somebody waits for: send at once */
 
+	/* the mirror's options as they are now: they count from the next batch */
+	pg_atomic_uint64 max_batch_size;   /* rows */
+	pg_atomic_uint64 sync_interval_ms; /* an int64; below 0: the destination's default */
+
 	/* batches applied and not yet noted in the catalog (ring) */
 #define RESYNC_BATCH_RING 64
 	uint32 batch_head; /* written by the streamer */
@@ -146,9 +150,8 @@ typedef struct RunShared
 	} counts[RESYNC_MAX_COUNTED];
 
 	/* load */
-	int				 ncopiers; /* entries in use */
-	CopierShared	 copiers[RESYNC_MAX_COPIERS];
-	pg_atomic_uint64 load_tokens; /* rate limit, bytes handed out */
+	int			 ncopiers; /* entries in use */
+	CopierShared copiers[RESYNC_MAX_COPIERS];
 
 	ResyncErrorReport streamer_error;
 	ResyncErrorReport copier_error;

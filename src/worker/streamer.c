@@ -485,9 +485,15 @@ apply_batch(Streamer *st, bool live, XLogRecPtr end_lsn)
 static double
 sync_interval_ms(Streamer *st)
 {
-	double s = st->run->options->sync_interval;
+	int64 ms = (int64) pg_atomic_read_u64(&st->rs->sync_interval_ms);
 
-	return 1000.0 * (s >= 0 ? s : st->run->routine->default_sync_interval);
+	return ms >= 0 ? (double) ms : 1000.0 * st->run->routine->default_sync_interval;
+}
+
+static bool
+batch_full(Streamer *st)
+{
+	return resync_batch_rows(st->batch) >= (int64) pg_atomic_read_u64(&st->rs->max_batch_size);
 }
 
 /* Is it time to send what is in the batch? */
@@ -498,7 +504,7 @@ batch_due(Streamer *st, bool caught_up, bool hold)
 
 	if (XLogRecPtrIsInvalid(resync_batch_end_lsn(st->batch)))
 		return false;
-	if (hold || resync_batch_rows(st->batch) >= st->run->options->max_batch_size)
+	if (hold || batch_full(st))
 		return true;
 	wanted = pg_atomic_read_u64(&st->rs->flush_request);
 	if (wanted > st->applied && (caught_up || resync_decode_position(st->decoder) >= wanted))
@@ -526,7 +532,7 @@ read_some(Streamer *st)
 				pg_atomic_write_u64(&st->rs->oldest_pending,
 									(uint64) resync_batch_oldest_commit(st->batch));
 			}
-			if (resync_batch_rows(st->batch) >= st->run->options->max_batch_size)
+			if (batch_full(st))
 				break;
 		}
 	}
