@@ -369,8 +369,14 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 	/* before it runs: its own new catalog rows must not matter */
 	call_utility(pstmt, query, read_only_tree, context, params, env, dest, qc);
 
-	if (ResyncShmem != NULL && IsA(stmt, AlterTableStmt) && database_has_slot(MyDatabaseId))
+	if (ResyncShmem == NULL || !database_has_slot(MyDatabaseId))
+		return;
+	if (IsA(stmt, AlterTableStmt))
 		note_alter_table((AlterTableStmt *) stmt);
+	else if (IsA(stmt, RenameStmt) && ((RenameStmt *) stmt)->renameType == OBJECT_COLUMN &&
+			 ((RenameStmt *) stmt)->relation != NULL)
+		note_ddl(RangeVarGetRelid(((RenameStmt *) stmt)->relation, NoLock, true),
+				 "A column was renamed.");
 }
 
 static void

@@ -507,7 +507,8 @@ batch_due(Streamer *st, bool caught_up, bool hold)
 	if (hold || batch_full(st))
 		return true;
 	wanted = pg_atomic_read_u64(&st->rs->flush_request);
-	if (wanted > st->applied && (caught_up || resync_decode_position(st->decoder) >= wanted))
+	if (wanted >= resync_batch_first_lsn(st->batch) &&
+		(caught_up || resync_decode_position(st->decoder) >= wanted))
 		return true;
 	return TimestampDifferenceExceeds(st->pending_since, GetCurrentTimestamp(),
 									  (int) sync_interval_ms(st));
