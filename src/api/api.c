@@ -178,8 +178,8 @@ mirror_by_name(const char *name, bool for_update)
 	MirrorRow *mirror = resync_catalog_mirror_by_name(name, for_update);
 
 	if (mirror == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("mirror \"%s\" does not exist", name)));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+						errmsg("mirror \"%s\" does not exist", resync_catalog_clip(name))));
 	if (resync_api_is_copy(mirror))
 		mirror->owner = owner_in_copy(mirror->id);
 	return mirror;

@@ -44,7 +44,8 @@ check_mirror_name(const char *name)
 	if (!good || strlen(name) > 63)
 		ereport(
 			ERROR,
-			(errcode(ERRCODE_INVALID_NAME), errmsg("invalid mirror name \"%s\"", name),
+			(errcode(ERRCODE_INVALID_NAME),
+			 errmsg("invalid mirror name \"%s\"", resync_catalog_clip(name)),
 			 errhint(
 				 "Names have lower-case letters, digits and underscores, do not begin with a digit, and are up to 63 bytes long.")));
 }

@@ -175,7 +175,7 @@ split_name(const char *text, NameStyle style)
 		more = *p == '.';
 		if (part == NULL || (*p != '\0' && !more) || list_length(parts) == 2)
 			bad_element(
-				psprintf("\"%s\" is not a table name", text),
+				psprintf("\"%s\" is not a table name", resync_catalog_clip(text)),
 				"Names are SQL identifiers: schema.table, with double quotes where SQL needs them.");
 		parts = lappend(parts, part);
 		if (more)
@@ -184,13 +184,24 @@ split_name(const char *text, NameStyle style)
 	return parts;
 }
 
+/* Nothing has a longer name at the source; do not look, and do not print it. */
+static void
+check_source_name(const char *name)
+{
+	if (strlen(name) >= NAMEDATALEN)
+		ereport(ERROR, (errcode(ERRCODE_NAME_TOO_LONG),
+						errmsg("name \"%s\" is too long", resync_catalog_clip(name)),
+						errdetail("The limit is %d bytes.", NAMEDATALEN - 1)));
+}
+
 static void
 check_destination_name(const ParseState *state, const char *name, const char *what)
 {
 	if (name[0] == '\0')
 		bad_element(psprintf("the %s is empty", what), "Leave \"to\" out for the default name.");
 	if (strlen(name) > state->max_name)
-		ereport(ERROR, (errcode(ERRCODE_NAME_TOO_LONG), errmsg("%s \"%s\" is too long", what, name),
+		ereport(ERROR, (errcode(ERRCODE_NAME_TOO_LONG),
+						errmsg("%s \"%s\" is too long", what, resync_catalog_clip(name)),
 						errdetail("The limit is %d bytes.", state->max_name)));
 }
 
@@ -311,7 +322,8 @@ check_exclude(Oid relid, const char *table, Jsonb *object)
 			ereport(
 				ERROR,
 				(errcode(ERRCODE_UNDEFINED_COLUMN),
-				 errmsg("column \"%s\" of table %s does not exist", column, table),
+				 errmsg("column \"%s\" of table %s does not exist", resync_catalog_clip(column),
+						table),
 				 errhint("\"exclude\" names columns as they are, without quotes and folding.")));
 	}
 }
@@ -323,9 +335,13 @@ add_table(ParseState *state, const char *from, const char *to, Jsonb *object)
 	List	  *parts = split_name(from, NAMES_SQL);
 	TableSpec *spec = palloc0(sizeof(TableSpec));
 	Oid namespace;
+	ListCell *lc;
 
+	foreach(lc, parts)
+		check_source_name(lfirst(lc));
 	if (list_length(parts) != 2)
-		bad_element(psprintf("\"%s\" has no schema", from), "Write schema.table.");
+		bad_element(psprintf("\"%s\" has no schema", resync_catalog_clip(from)),
+					"Write schema.table.");
 	spec->schema = linitial(parts);
 	spec->name = lsecond(parts);
 	namespace = get_namespace_oid(spec->schema, false);
@@ -358,8 +374,9 @@ add_schema(ParseState *state, const char *schema_text, const char *element)
 	int	   unlogged = 0;
 
 	if (list_length(parts) != 1)
-		bad_element(psprintf("\"%s\"", element), "Write schema.*.");
+		bad_element(psprintf("\"%s\"", resync_catalog_clip(element)), "Write schema.*.");
 	schema = linitial(parts);
+	check_source_name(schema);
 	namespace = get_namespace_oid(schema, false);
 	if (namespace < FirstNormalObjectId && strcmp(schema, "public") != 0)
 		bad_element(psprintf("schema \"%s\" is a system schema", schema),
@@ -487,7 +504,7 @@ check_columns(const JsonbValue *v)
 
 			if (!is_nullable && strcmp(name, "source") != 0 && strcmp(name, "destination") != 0 &&
 				strcmp(name, "type") != 0)
-				bad_element(psprintf("\"columns\" has no key \"%s\"", name),
+				bad_element(psprintf("\"columns\" has no key \"%s\"", resync_catalog_clip(name)),
 							"Valid keys are: source, destination, type, nullable.");
 			(void) JsonbIteratorNext(&it, &value, true);
 			if (value.type != (is_nullable ? jbvBool : jbvString))
@@ -551,7 +568,7 @@ add_object(ParseState *state, JsonbValue *element)
 				known = &element_keys[i];
 		}
 		if (known == NULL)
-			bad_element(psprintf("a table has no key \"%s\"", name),
+			bad_element(psprintf("a table has no key \"%s\"", resync_catalog_clip(name)),
 						psprintf("Valid keys are: %s.", valid_keys(state)));
 		(void) JsonbIteratorNext(&it, &value, true);
 		check_key_value(known, &value);

@@ -135,6 +135,9 @@ extern bool resync_catalog_exists(void);
 
 /* ---- options (catalog/options.c) ---- */
 
+/* For messages: a user's text, cut to about 100 bytes. */
+extern char *resync_catalog_clip(const char *text);
+
 /* Mirror options (complete or partial) over the defaults.  Raises on unknown
  * keys and bad values. */
 extern ResyncOptions *resync_options_parse(Jsonb *options);

@@ -11,6 +11,7 @@
 #include <float.h>
 #include <math.h>
 
+#include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/float.h"
 #include "utils/jsonb.h"
@@ -72,6 +73,16 @@ static const ResyncOptions option_defaults = {
 	.synced_at_col_name = "_peerdb_synced_at",
 };
 
+/* For messages: what a user has given, cut if nobody would read it. */
+char *
+resync_catalog_clip(const char *text)
+{
+	int len = (int) strlen(text);
+	int cut = pg_mbcliplen(text, len, 100);
+
+	return cut == len ? pstrdup(text) : psprintf("%.*s...", cut, text);
+}
+
 static bool
 is_allowed(const char *name, const char *const *allowed)
 {
@@ -111,7 +122,7 @@ find_option(const char *name, const char *const *allowed)
 
 	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					known ? errmsg("option \"%s\" cannot be given here", name)
-						  : errmsg("unrecognized mirror option \"%s\"", name),
+						  : errmsg("unrecognized mirror option \"%s\"", resync_catalog_clip(name)),
 					errhint("Valid options are: %s.", valid.data)));
 	return NULL; /* keep compiler quiet */
 }

@@ -257,7 +257,7 @@ resolve_options(const char **keywords, const char **values, TimestampTz deadline
 		names[foreach_current_index(lc)] = lfirst(lc);
 	found = resync_resolve_hosts(names, list_length(asked), deadline, &failure);
 	if (found == NULL)
-		raise_connect("timeout expired while resolving the host name",
+		raise_connect(psprintf("timeout expired while resolving host name \"%s\"", host),
 					  ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION);
 
 	initStringInfo(&hostbuf);

@@ -17,6 +17,8 @@
 
 #include "net/resolve.h"
 
+#include "net/pq.h"
+
 #include <netdb.h>
 #include <pthread.h>
 #include <signal.h>
@@ -178,6 +180,8 @@ wait_for_request(ResolveRequest *req, TimestampTz deadline)
 		{
 			ResetLatch(MyLatch);
 			CHECK_FOR_INTERRUPTS();
+			if (resync_pq_wait_hook != NULL)
+				resync_pq_wait_hook();
 		}
 	}
 	return true;

@@ -556,6 +556,12 @@ start_copiers(Coordinator *co)
 								  wanted - i, "max_worker_processes")));
 			ctl->shortfall_logged = true;
 		}
+		/* without any it would wait for ever, and nobody would know what for */
+		if (working == 0)
+			ereport(ERROR, (errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+							errmsg("no background worker is free for the load of mirror \"%s\"",
+								   co->mirror->name),
+							errhint("You might need to increase \"%s\".", "max_worker_processes")));
 		break;
 	}
 }
