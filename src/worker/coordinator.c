@@ -776,12 +776,7 @@ resync_coordinator_main(Datum arg)
 		long nap;
 
 		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
-		if (ConfigReloadPending)
-		{
-			ConfigReloadPending = false;
-			ProcessConfigFile(PGC_SIGHUP);
-		}
+		resync_worker_interrupts();
 		co->ms->kick = false;
 		if (co->mirror != NULL)
 			resync_worker_activity("mirror %s", co->mirror->name);

@@ -96,17 +96,6 @@ report_for_work(Copier *c)
 	resync_shmem_wake(c->rs->coordinator_pgprocno);
 }
 
-static void
-handle_interrupts(void)
-{
-	CHECK_FOR_INTERRUPTS();
-	if (ConfigReloadPending)
-	{
-		ConfigReloadPending = false;
-		ProcessConfigFile(PGC_SIGHUP);
-	}
-}
-
 /*
  * Wait for a partition.  False: there is nothing more to do here.
  */
@@ -131,7 +120,7 @@ wait_for_partition(Copier *c)
 			return true;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 1000,
 						 RESYNC_WAIT_EVENT("CopierMain"));
-		handle_interrupts();
+		resync_worker_interrupts();
 	}
 }
 
@@ -161,7 +150,7 @@ keep_rate(Copier *c, int64 sent)
 		int			copiers = 0;
 		double		allowed;
 
-		handle_interrupts();
+		resync_worker_interrupts();
 		if (resync_load_rate_limit == 0)
 			return;
 		now = GetCurrentTimestamp();

@@ -424,12 +424,7 @@ resync_launcher_main(Datum arg)
 		long n;
 
 		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
-		if (ConfigReloadPending)
-		{
-			ConfigReloadPending = false;
-			ProcessConfigFile(PGC_SIGHUP);
-		}
+		resync_worker_interrupts();
 		if (GetCurrentTimestamp() >= next_check)
 		{
 			recheck_databases();

@@ -111,23 +111,12 @@ read_command(Streamer *st, XLogRecPtr *hold_at_least)
 }
 
 static void
-handle_interrupts(void)
-{
-	CHECK_FOR_INTERRUPTS();
-	if (ConfigReloadPending)
-	{
-		ConfigReloadPending = false;
-		ProcessConfigFile(PGC_SIGHUP);
-	}
-}
-
-static void
 nap(long ms)
 {
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, ms,
 					 RESYNC_WAIT_EVENT("StreamerMain"));
 	ResetLatch(MyLatch);
-	handle_interrupts();
+	resync_worker_interrupts();
 }
 
 /* ---- snapshot and locks ---- */
@@ -563,7 +552,7 @@ stream(Streamer *st, StreamerCommand command)
 		bool			caught_up;
 		bool			sent = false;
 
-		handle_interrupts();
+		resync_worker_interrupts();
 		caught_up = read_some(st);
 		if (batch_due(st, caught_up, hold))
 		{

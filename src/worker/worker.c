@@ -185,6 +185,17 @@ resync_worker_init(const WorkerArgs *args, const char *role)
 	SetConfigOption("application_name", name, PGC_SUSET, PGC_S_OVERRIDE);
 }
 
+void
+resync_worker_interrupts(void)
+{
+	CHECK_FOR_INTERRUPTS();
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
+	}
+}
+
 /*
  * Raises ERRCODE_UNDEFINED_OBJECT when the mirror or the run is gone.
  */

@@ -42,6 +42,9 @@ resync_worker_start(const char *function, const char *role, const WorkerArgs *ar
  */
 extern void resync_worker_init(const WorkerArgs *args, const char *role);
 
+/* At the top of every worker's loop: signals, and a reload of the settings. */
+extern void resync_worker_interrupts(void);
+
 /* Everything of a run that its workers need, read in one transaction. */
 typedef struct WorkerRun
 {
