@@ -337,8 +337,9 @@ retry_later(Coordinator *co, const ErrorData *edata)
 static void
 fail_serving(Coordinator *co, const ErrorData *edata)
 {
-	int64 run = co->live->run;
-	bool  building = is_building(co);
+	int64	   run = co->live->run;
+	MirrorRow *mirror;
+	RunRow	  *newest = NULL;
 
 	if (co->serving.run != 0)
 		resync_children_note(co, &co->serving, true);
@@ -349,18 +350,25 @@ fail_serving(Coordinator *co, const ErrorData *edata)
 	if (needs_resync(edata->sqlerrcode))
 		resync_build_drop_slot(co, run);
 	resync_catalog_begin();
+
+	/* somebody may have called peerdb_resync() since this step looked */
+	mirror = resync_catalog_mirror_by_name(co->mirror->name, true);
+	if (mirror != NULL && mirror->newest_run != 0)
+		newest = resync_catalog_run(mirror->newest_run);
 	resync_catalog_log(co->args.mirror, run, "error", edata->context, edata->sqlerrcode,
 					   edata->message, edata->detail);
 	if (needs_resync(edata->sqlerrcode))
 		resync_catalog_end_run(run, "failed", edata->sqlerrcode, error_text(edata));
-	if (building)
+	if (newest != NULL && newest->run != run && newest->phase != PHASE_STREAM &&
+		newest->phase != PHASE_ENDED)
 	{
 		/* the run under construction goes on without it; nobody starts it again */
 		(void) resync_catalog_exec(
 			"UPDATE peerdb._run SET previous_status = 'failed' WHERE run = $1", SPI_OK_UPDATE, 1,
-			INT8OID, Int64GetDatum(co->newest->run), false);
+			INT8OID, Int64GetDatum(newest->run), false);
 		resync_catalog_finish();
-		resync_catalog_set_status(co->args.mirror, resync_catalog_phase_status(co->newest->phase));
+		resync_catalog_set_error(co->args.mirror, 0, NULL);
+		resync_catalog_set_status(co->args.mirror, resync_catalog_phase_status(newest->phase));
 	}
 	else
 	{
@@ -661,6 +669,8 @@ step(Coordinator *co, volatile bool *in_build)
 	{
 		if (strcmp(co->mirror->status, "paused") != 0)
 			do_pause(co);
+		/* the pause is done; what is wrong now is the run's */
+		co->in_request = false;
 		check_resting_slot(co, co->live);
 		*in_build = is_building(co);
 		if (*in_build)
