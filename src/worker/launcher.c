@@ -41,6 +41,7 @@
 #define RECHECK_INTERVAL_MS 60000
 #define START_TIMEOUT_MS 10000
 #define SLOT_CHECK_MS 10000
+#define PRUNE_INTERVAL_MS 3600000
 #define WARN_RETAINED (INT64CONST(1024) * 1024 * 1024)
 
 /* Coordinators that this launcher started and that have not reported yet. */
@@ -571,6 +572,32 @@ watch_resting(void)
 	}
 }
 
+/*
+ * Batches, ended runs and log lines older than resync.log_retention go, once an
+ * hour at most: it reads all of them.
+ */
+static void
+prune_history(void)
+{
+	DatabaseShared *ds;
+	TimestampTz		now = GetCurrentTimestamp();
+	bool			due = false;
+
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+	ds = resync_shmem_database(MyDatabaseId, true);
+	if (ds != NULL && TimestampDifferenceExceeds(ds->pruned_at, now, PRUNE_INTERVAL_MS))
+	{
+		ds->pruned_at = now;
+		due = true;
+	}
+	LWLockRelease(ResyncShmem->lock);
+	if (!due)
+		return;
+	resync_catalog_begin();
+	resync_catalog_prune();
+	resync_catalog_commit();
+}
+
 void
 resync_probe_main(Datum arg)
 {
@@ -600,7 +627,10 @@ resync_probe_main(Datum arg)
 	for (int i = 0; i < nmirrors; i++)
 		(void) resync_shmem_want_mirror(MyDatabaseId, mirrors[i], false);
 	if (exists)
+	{
 		watch_resting();
+		prune_history();
+	}
 	drop_orphaned_slots(exists);
 	proc_exit(0);
 }

@@ -175,11 +175,12 @@ typedef struct MirrorShared
 
 typedef struct DatabaseShared
 {
-	bool in_use;
-	Oid	 database;
-	bool probe;				/* look for mirrors there */
-	bool blocked;			/* DROP DATABASE and the like: start nothing */
-	bool dropped_extension; /* its slots are to be removed */
+	bool		in_use;
+	Oid			database;
+	bool		probe;			   /* look for mirrors there */
+	bool		blocked;		   /* DROP DATABASE and the like: start nothing */
+	bool		dropped_extension; /* its slots are to be removed */
+	TimestampTz pruned_at;		   /* history older than resync.log_retention went */
 } DatabaseShared;
 
 typedef struct ResyncShared

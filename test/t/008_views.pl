@@ -169,5 +169,15 @@ foreach my $node ($t->source, $t->dest)
 }
 is($t->src("SELECT count(*) FROM peerdb.logs l WHERE l::text ~ 'verysecret'"), '0', 'nor in the logs');
 
+# history goes after resync.log_retention, the newest run never
+$t->src("UPDATE peerdb._log SET logged_at = logged_at - interval '31 days'");
+$t->src("UPDATE peerdb._run SET finished_at = finished_at - interval '31 days'");
+$t->src("INSERT INTO peerdb._log (level, message) VALUES ('info', 'young')");
+$t->source->restart;
+$t->until_true("SELECT count(*) = 0 FROM peerdb._log WHERE logged_at < now() - interval '30 days'", 'old log lines are pruned');
+is($t->src("SELECT count(*) FROM peerdb._log WHERE message = 'young'"), '1', 'young lines stay');
+is($t->src("SELECT count(*) FROM peerdb._mirror m WHERE NOT EXISTS (SELECT FROM peerdb._run r WHERE r.run = m.newest_run)"), '0', 'and the newest run of every mirror');
+$t->wait_status('m', 'running');
+
 $t->drop_all;
 done_testing();
