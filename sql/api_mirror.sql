@@ -39,6 +39,8 @@ SELECT peerdb_create_mirror('m', 'resync_pg', :tables, '[]');
 SELECT peerdb_create_mirror('m', 'resync_pg', :tables, '{"soft_delete": 1}');
 SELECT peerdb_create_mirror('m', 'resync_pg', :tables, '{"snapshot_max_parallel_workers": 0}');
 \set VERBOSITY default
+SELECT peerdb_create_mirror('m', 'resync_pg', :tables, '{"out_of_range": "clam"}');
+SELECT peerdb_create_mirror('m', 'resync_pg', :tables, '{"out_of_range": "clamp"}');
 
 -- who may create
 SET ROLE regress_resync_norepl;

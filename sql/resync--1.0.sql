@@ -331,7 +331,8 @@ SELECT m.id, m.name, o.owner_now,
 	CASE WHEN n.outcome IS NULL AND n.phase NOT IN ('stream', 'ended') THEN n.run
 		ELSE coalesce(l.run, n.run) END AS shown_run,
 	CASE WHEN l.phase = 'stream' THEN l.run
-		WHEN n.outcome IS NULL THEN n.run ELSE coalesce(l.run, n.run) END AS stream_run
+		WHEN n.outcome IS NULL THEN n.run ELSE coalesce(l.run, n.run) END AS stream_run,
+	n.run AS newest_run
 FROM peerdb._mirror m
 CROSS JOIN LATERAL (SELECT peerdb._owner(m.owner, m.owner_name, m.system_identifier, m.database_oid) AS owner_now) o
 CROSS JOIN LATERAL (SELECT peerdb._is_copy(m.system_identifier, m.database_oid, m.instance) AS is_copy) x
@@ -438,7 +439,7 @@ CREATE VIEW peerdb.mirror_tables WITH (security_barrier) AS
 SELECT v.name AS mirror,
 	format('%I.%I', t.schema_name, t.table_name) AS source_table,
 	CASE WHEN t.dest_schema IS NULL THEN t.dest_name ELSE format('%I.%I', t.dest_schema, t.dest_name) END AS destination_table,
-	CASE WHEN rt.error IS NOT NULL THEN 'failed'
+	CASE WHEN e.error IS NOT NULL AND v.status = 'failed' THEN 'failed'
 		WHEN v.status IN ('failed', 'completed', 'terminating', 'paused') THEN v.status
 		WHEN rt.run IS NULL OR c.phase IN ('validate', 'drop', 'create_slot', 'create_tables') THEN 'setup'
 		WHEN c.phase = 'load' AND l.partitions_done = l.partitions_total THEN 'loaded'
@@ -450,11 +451,13 @@ SELECT v.name AS mirror,
 	l.partitions_done,
 	coalesce(rt.partitions_total::bigint, l.partitions_total) AS partitions_total,
 	coalesce(rt.load_started_at, l.started_at) AS load_started_at,
-	rt.inserts, rt.updates, rt.deletes, rt.error
+	rt.inserts, rt.updates, rt.deletes, e.error
 FROM peerdb._visible v
 JOIN peerdb._table t ON t.mirror = v.id
 LEFT JOIN peerdb._visible_run c ON c.run = v.shown_run
 LEFT JOIN peerdb._run_table rt ON rt.run = v.shown_run AND rt.ordinal = t.ordinal
+LEFT JOIN peerdb._run_table n ON n.run = v.newest_run AND n.ordinal = t.ordinal
+CROSS JOIN LATERAL (SELECT coalesce(n.error, rt.error) AS error) e
 LEFT JOIN peerdb._load_now l ON l.run = v.shown_run AND l.ordinal = t.ordinal;
 COMMENT ON VIEW peerdb.mirror_tables IS 'tables of mirrors: mapping, load, changes applied';
 

@@ -123,6 +123,9 @@ typedef struct ResyncOptions
 	bool   disable_peerdb_columns;
 	bool   keep_serving;
 	bool   replace_existing;
+	char  *unbounded_numeric; /* "decimal", "string"; NULL: destination's
+								 * default, as below */
+	char  *out_of_range;	  /* "error", "clamp" */
 } ResyncOptions;
 
 /*

@@ -29,8 +29,13 @@ PG_FUNCTION_INFO_V1(peerdb_add_tables);
 PG_FUNCTION_INFO_V1(peerdb_remove_tables);
 
 /* Options that are fixed when a run makes its destination tables. */
-static const char *const fixed_keys[] = {"soft_delete", "soft_delete_col_name",
-										 "synced_at_col_name", "disable_peerdb_columns", NULL};
+static const char *const fixed_keys[] = {"soft_delete",
+										 "soft_delete_col_name",
+										 "synced_at_col_name",
+										 "disable_peerdb_columns",
+										 "unbounded_numeric",
+										 "out_of_range",
+										 NULL};
 
 static void
 refuse_when_dropped(const MirrorRow *mirror)
@@ -230,6 +235,9 @@ peerdb_resume_mirror(PG_FUNCTION_ARGS)
 					" finished_at = CASE WHEN outcome = 'failed' THEN NULL ELSE finished_at END,"
 					" error = NULL, error_sqlstate = NULL WHERE run = $1",
 					SPI_OK_UPDATE, 1, INT8OID, Int64GetDatum(run->run), false);
+	resync_api_exec(
+		"UPDATE peerdb._run_table SET error = NULL WHERE run = $1 AND error IS NOT NULL",
+		SPI_OK_UPDATE, 1, INT8OID, Int64GetDatum(run->run), false);
 	resync_api_exec("UPDATE peerdb._mirror SET want_pause = false, status = $2,"
 					" status_since = pg_catalog.clock_timestamp(),"
 					" error = NULL, error_sqlstate = NULL, error_at = NULL WHERE id = $1",
@@ -299,16 +307,22 @@ peerdb_drop_mirror(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+static const char *
+mirror_peer_type(const MirrorRow *mirror)
+{
+	ForeignServer *server = GetForeignServer(mirror->server);
+
+	return resync_catalog_peer_type(GetForeignDataWrapper(server->fdwid)->fdwname);
+}
+
 /* Put new mappings in place of those of the same tables. */
 static void
 replace_mappings(const MirrorRow *mirror, Jsonb *tables)
 {
-	ForeignServer	   *server = GetForeignServer(mirror->server);
-	ForeignDataWrapper *fdw = GetForeignDataWrapper(server->fdwid);
-	List			   *specs = resync_tables_parse(tables, resync_catalog_peer_type(fdw->fdwname));
-	MemoryContext		context = CurrentMemoryContext;
-	ListCell		   *lc;
-	int					ntables;
+	List		 *specs = resync_tables_parse(tables, mirror_peer_type(mirror));
+	MemoryContext context = CurrentMemoryContext;
+	ListCell	 *lc;
+	int			  ntables;
 
 	foreach(lc, specs)
 	{
@@ -387,7 +401,8 @@ peerdb_edit_mirror(PG_FUNCTION_ARGS)
 					SPI_OK_UPDATE, 2, INT8OID, Int64GetDatum(mirror->id), false, JSONBOID,
 					JsonbPGetDatum(options), false);
 	mirror = resync_catalog_mirror(mirror->id);
-	(void) resync_options_parse(mirror->options); /* old and new together */
+	resync_options_check_peer(resync_options_parse(mirror->options), /* old and new together */
+							  mirror_peer_type(mirror));
 	if (has_key(options, fixed_keys))
 		ereport(NOTICE,
 				(errmsg("the new columns of mirror \"%s\" count from its next resync on", name),

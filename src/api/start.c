@@ -226,7 +226,7 @@ peerdb_create_mirror(PG_FUNCTION_ARGS)
 	resync_api_check_server();
 	resync_api_check_role(GetUserId());
 	server = find_peer(peer, &wrapper, &peer_type);
-	resync_options_check(options, NULL);
+	resync_options_check_peer(resync_options_parse(options), peer_type);
 	specs = resync_tables_parse(tables, peer_type);
 	resync_peercall_require(wrapper);
 

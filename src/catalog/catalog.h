@@ -145,6 +145,9 @@ extern ResyncOptions *resync_options_parse(Jsonb *options);
 /* Checks only: allowed is a NULL-terminated list of keys, NULL for all. */
 extern void resync_options_check(Jsonb *options, const char *const *allowed);
 
+/* Raises when an option is set that means nothing to this type of peer. */
+extern void resync_options_check_peer(const ResyncOptions *options, const char *peer_type);
+
 /* As parse, back to jsonb with every key: for showing, not for storing.  null:
  * column not wanted; sync_interval: the destination's default. */
 extern Jsonb *resync_options_effective(Jsonb *options);
@@ -295,7 +298,8 @@ extern void resync_catalog_set_loaded_snapshot(int64 run, int ordinal, const cha
 extern void resync_catalog_set_table_counts(int64 run, int ordinal, int64 inserts, int64 updates,
 											int64 deletes);
 
-/* NULL clears. */
-extern void resync_catalog_set_table_error(int64 run, int ordinal, const char *error);
+/* The source table that a run failed on. */
+extern void
+resync_catalog_set_table_error(int64 run, const char *schema, const char *table, const char *error);
 
 #endif /* RESYNC_CATALOG_H */

@@ -25,7 +25,8 @@ typedef enum OptionType
 	OPTION_INT,
 	OPTION_INT64,
 	OPTION_DOUBLE,
-	OPTION_COLUMN /* a column's name */
+	OPTION_COLUMN, /* a column's name */
+	OPTION_WORD	   /* one of a few; NULL: the destination's default */
 } OptionType;
 
 typedef struct OptionDef
@@ -36,11 +37,17 @@ typedef struct OptionDef
 	double		min;
 	double		max;
 	bool		may_be_empty;
+	const char *words; /* OPTION_WORD: "a, b" */
+	const char *peers; /* peer types that it means something to; NULL: all */
 } OptionDef;
 
 #define OPTION(field, type, min, max, may_be_empty)                          \
 	{                                                                        \
 #field, type, offsetof(ResyncOptions, field), min, max, may_be_empty \
+	}
+#define WORD_OPTION(field, words, peers)                                               \
+	{                                                                                  \
+#field, OPTION_WORD, offsetof(ResyncOptions, field), 0, 0, false, words, peers \
 	}
 
 /* In the order in which they are listed to the user. */
@@ -59,6 +66,8 @@ static const OptionDef option_defs[] = {
 	OPTION(disable_peerdb_columns, OPTION_BOOL, 0, 0, false),
 	OPTION(keep_serving, OPTION_BOOL, 0, 0, false),
 	OPTION(replace_existing, OPTION_BOOL, 0, 0, false),
+	WORD_OPTION(unbounded_numeric, "decimal, string", "clickhouse"),
+	WORD_OPTION(out_of_range, "error, clamp", "clickhouse"),
 };
 
 static const ResyncOptions option_defaults = {
@@ -148,6 +157,9 @@ bad_value(const OptionDef *def)
 			expected = psprintf("a column name of %s%d bytes",
 								def->may_be_empty ? "up to " : "1 to ", NAMEDATALEN - 1);
 			break;
+		case OPTION_WORD:
+			expected = psprintf("one of: %s", def->words);
+			break;
 	}
 	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					errmsg("invalid value for mirror option \"%s\"", def->name),
@@ -217,6 +229,24 @@ set_option(ResyncOptions *options, const OptionDef *def, const JsonbValue *value
 			if (strlen(name) >= NAMEDATALEN || (name[0] == '\0' && !def->may_be_empty))
 				bad_value(def);
 			*(char **) field = name;
+			break;
+		}
+		case OPTION_WORD:
+		{
+			char *word;
+			char *words = pstrdup(def->words);
+			char *save;
+
+			if (value->type != jbvString)
+				bad_value(def);
+			word = scalar_text(def, value);
+			for (char *w = strtok_r(words, ", ", &save); w != NULL; w = strtok_r(NULL, ", ", &save))
+			{
+				if (strcmp(w, word) == 0)
+					*(char **) field = word;
+			}
+			if (*(char **) field != word)
+				bad_value(def);
 			break;
 		}
 	}
@@ -298,6 +328,22 @@ resync_options_check(Jsonb *options, const char *const *allowed)
 	(void) read_options(options, allowed);
 }
 
+void
+resync_options_check_peer(const ResyncOptions *options, const char *peer_type)
+{
+	for (int i = 0; i < lengthof(option_defs); i++)
+	{
+		const OptionDef *def = &option_defs[i];
+
+		if (def->peers != NULL && strstr(def->peers, peer_type) == NULL &&
+			*(char *const *) ((const char *) options + def->offset) != NULL)
+			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+							errmsg("mirror option \"%s\" means nothing to a %s destination",
+								   def->name, peer_type),
+							errhint("It is for: %s.", def->peers)));
+	}
+}
+
 Jsonb *
 resync_options_effective(Jsonb *options)
 {
@@ -314,6 +360,8 @@ resync_options_effective(Jsonb *options)
 		JsonbValue		 value;
 		double			 number;
 
+		if (def->type == OPTION_WORD && *(char *const *) field == NULL)
+			continue;
 		key.type = jbvString;
 		key.val.string.val = unconstify(char *, def->name);
 		key.val.string.len = strlen(def->name);
@@ -344,6 +392,7 @@ resync_options_effective(Jsonb *options)
 				}
 				break;
 			case OPTION_COLUMN:
+			case OPTION_WORD:
 				if (*(char *const *) field != NULL)
 				{
 					value.type = jbvString;

@@ -245,10 +245,11 @@ resync_catalog_set_table_counts(int64 run, int ordinal, int64 inserts, int64 upd
 }
 
 void
-resync_catalog_set_table_error(int64 run, int ordinal, const char *error)
+resync_catalog_set_table_error(int64 run, const char *schema, const char *table, const char *error)
 {
-	(void) resync_catalog_exec("UPDATE peerdb._run_table SET error = $3 "
-							   "WHERE run = $1 AND ordinal = $2",
-							   SPI_OK_UPDATE, 3, ARG_INT8(run), ARG_INT4(ordinal), ARG_TEXT(error));
+	(void) resync_catalog_exec("UPDATE peerdb._run_table SET error = $4 "
+							   "WHERE run = $1 AND schema_name = $2 AND table_name = $3",
+							   SPI_OK_UPDATE, 4, ARG_INT8(run), ARG_TEXT(schema), ARG_TEXT(table),
+							   ARG_TEXT(error));
 	resync_catalog_finish();
 }

@@ -159,7 +159,8 @@ struct DestinationRoutine
 	/*
 	 * Apply a batch, in one transaction with the new LSN; to_live: into the
 	 * live names, else build_name.  expected: the applied LSN that must be
-	 * there now.  Afterwards the destination has it durably.
+	 * there now.  Afterwards the destination has it durably.  Errors of one
+	 * table blame it (resync_destination_blame).
 	 */
 	void (*apply)(Destination *dest, ResyncBatch *batch, bool to_live, XLogRecPtr expected,
 				  XLogRecPtr end_lsn, FetchRowFn fetch, void *fetch_arg);
@@ -187,6 +188,18 @@ struct DestinationRoutine
 	/* After a crash between swap and its note: is this table swapped? */
 	bool (*is_swapped)(Destination *dest, const ResyncTable *table);
 };
+
+/*
+ * In an error context callback: the error has to do with this source table
+ * (ErrorData's schema_name and table_name).  Of callbacks that are nested at
+ * most one may do so.
+ */
+static inline void
+resync_destination_blame(const ResyncTable *table)
+{
+	err_generic_string(PG_DIAG_SCHEMA_NAME, table->schema);
+	err_generic_string(PG_DIAG_TABLE_NAME, table->name);
+}
 
 /*
  * Called whenever a wait for a destination is over because the process latch

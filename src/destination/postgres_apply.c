@@ -45,6 +45,8 @@ typedef struct ApplyState
 	void		  *fetch_arg;
 	PgFenceInfo	   info;
 	StringInfoData todo;		  /* statements to be sent with the next query */
+	List		  *todo_tables;	  /* that they may fail for; the last is the
+								   * present one */
 	Bitmapset	  *used;		  /* stages with rows of this transaction */
 	MemoryContext  table_context; /* reset per table of a part */
 	MemoryContext  row_context;
@@ -78,6 +80,15 @@ is_masked(const uint8 *mask, int i)
 	return mask != NULL && (mask[i / 8] & (1 << (i % 8))) != 0;
 }
 
+/* What waited was sent. */
+static void
+forget_todo(ApplyState *state)
+{
+	resetStringInfo(&state->todo);
+	while (list_length(state->todo_tables) > 1)
+		state->todo_tables = list_delete_first(state->todo_tables);
+}
+
 /* Send what waits, with a last statement. */
 static PGresult *
 run(ApplyState *state, const char *sql)
@@ -86,8 +97,46 @@ run(ApplyState *state, const char *sql)
 
 	appendStringInfoString(&state->todo, sql);
 	res = resync_pq_exec(state->dest->conn, state->todo.data);
-	resetStringInfo(&state->todo);
+	forget_todo(state);
 	return res;
+}
+
+/*
+ * Error context: the one table that the statements are about, or the one that
+ * the destination names.
+ */
+static void
+blame_table(void *arg)
+{
+	const ApplyState *state = arg;
+	ListCell		 *lc;
+
+	foreach(lc, state->todo_tables)
+	{
+		const ResyncTable *table = lfirst(lc);
+
+		if (list_length(state->todo_tables) == 1 ||
+			(resync_pq_error_table != NULL && resync_pq_error_schema != NULL &&
+			 strcmp(resync_pq_error_schema, table->dest_schema) == 0 &&
+			 strcmp(resync_pq_error_table, state->to_live ? table->dest_name : table->build_name) ==
+				 0))
+		{
+			resync_destination_blame(table);
+			return;
+		}
+	}
+}
+
+/* Statements for this table follow. */
+static void
+begin_table(ApplyState *state, const ResyncTable *table)
+{
+	MemoryContext old = MemoryContextSwitchTo(state->dest->call);
+
+	state->todo_tables = lappend(state->todo_tables, unconstify(ResyncTable *, table));
+	if (state->todo.len == 0)
+		forget_todo(state);
+	MemoryContextSwitchTo(old);
 }
 
 /* ---------------------------------------------------------------------
@@ -308,7 +357,7 @@ stage_copy_begin(ApplyState *state, ApplyTable *at, StringInfo chunk)
 	appendStringInfo(&state->todo, "COPY %s FROM STDIN (FORMAT %s)", at->stage,
 					 at->text ? "text" : "binary");
 	resync_pq_copy_begin(state->dest->conn, state->todo.data);
-	resetStringInfo(&state->todo);
+	forget_todo(state);
 	resetStringInfo(chunk);
 	if (!at->text)
 		appendBinaryStringInfo(chunk, signature, 19);
@@ -796,6 +845,7 @@ add_column(ApplyState *state, const BatchAddColumn *add)
 	const char		   *target = state->to_live ? resync_pg_live(table) : resync_pg_build(table);
 	const char		   *name = resync_pq_ident(col->dest_name);
 
+	begin_table(state, table);
 	resync_pg_require_owned(&state->info, table, state->to_live);
 	appendStringInfo(&state->todo, "ALTER TABLE %s ADD COLUMN IF NOT EXISTS %s %s", target, name,
 					 col->dest_type);
@@ -811,6 +861,7 @@ apply_table(ApplyState *state, ResyncBatch *batch, const BatchTable *bt)
 	PgDestination *dest = state->dest;
 	ApplyTable	   at = {0};
 
+	begin_table(state, bt->table);
 	resync_pg_require_owned(&state->info, bt->table, state->to_live);
 	at.table = bt->table;
 	at.target = state->to_live ? resync_pg_live(bt->table) : resync_pg_build(bt->table);
@@ -872,6 +923,8 @@ resync_pg_apply(Destination *head, ResyncBatch *batch, bool to_live, XLogRecPtr 
 	MemoryContext  old = resync_pg_enter(dest);
 	ApplyState	   state = {0};
 
+	ErrorContextCallback blame = {NULL, blame_table, &state};
+
 	state.dest = dest;
 	state.to_live = to_live;
 	state.fetch = fetch;
@@ -882,6 +935,8 @@ resync_pg_apply(Destination *head, ResyncBatch *batch, bool to_live, XLogRecPtr 
 	state.row_context = AllocSetContextCreate(dest->call, "resync apply row",
 											  ALLOCSET_DEFAULT_SIZES);
 
+	blame.previous = error_context_stack;
+	error_context_stack = &blame;
 	resync_pg_begin(dest, PG_FENCE_UPDATE, plan_settings, &state.info);
 	if (state.info.applied != expected)
 	{
@@ -896,6 +951,7 @@ resync_pg_apply(Destination *head, ResyncBatch *batch, bool to_live, XLogRecPtr 
 					 "applied LSN of mirror \"%s\" at the destination is %X/%X, expected was %X/%X",
 					 head->id->mirror, LSN_FORMAT_ARGS(state.info.applied),
 					 LSN_FORMAT_ARGS(expected))));
+		error_context_stack = blame.previous;
 		MemoryContextSwitchTo(old);
 		return;
 	}
@@ -904,5 +960,6 @@ resync_pg_apply(Destination *head, ResyncBatch *batch, bool to_live, XLogRecPtr 
 		run(&state, psprintf("UPDATE %s.resync_run r SET applied_lsn = %s WHERE %s; COMMIT",
 							 dest->meta_quoted, resync_pg_lsn(end_lsn),
 							 resync_pg_run_condition(dest, "r"))));
+	error_context_stack = blame.previous;
 	MemoryContextSwitchTo(old);
 }

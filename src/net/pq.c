@@ -490,6 +490,9 @@ resync_pq_sqlstate(const PGresult *res)
 	return MAKE_SQLSTATE(code[0], code[1], code[2], code[3], code[4]);
 }
 
+const char *resync_pq_error_schema;
+const char *resync_pq_error_table;
+
 static char *
 copy_field(PGresult *res, int field)
 {
@@ -506,6 +509,9 @@ resync_pq_raise(PGconn *conn, PGresult *res, const char *sql)
 	char *detail = copy_field(res, PG_DIAG_MESSAGE_DETAIL);
 	char *hint = copy_field(res, PG_DIAG_MESSAGE_HINT);
 	char *context = copy_field(res, PG_DIAG_CONTEXT);
+
+	resync_pq_error_schema = copy_field(res, PG_DIAG_SCHEMA_NAME);
+	resync_pq_error_table = copy_field(res, PG_DIAG_TABLE_NAME);
 
 	/* libpq's own errors carry no fields; a lost connection is one of them */
 	if (message == NULL && res != NULL && PQresultErrorMessage(res)[0] != '\0')

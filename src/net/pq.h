@@ -73,6 +73,13 @@ extern void	 resync_pq_copy_abort(PGconn *conn);
 /* Raise the error of a result or connection; sql (may be NULL) as context. */
 extern void resync_pq_raise(PGconn *conn, PGresult *res, const char *sql) pg_attribute_noreturn();
 
+/*
+ * For error context callbacks, while resync_pq_raise() raises: the table that the
+ * server named, or NULL.
+ */
+extern const char *resync_pq_error_schema;
+extern const char *resync_pq_error_table;
+
 /* "a", always quoted, palloc'ed. */
 extern const char *resync_pq_ident(const char *name);
 

@@ -177,6 +177,7 @@ make_plan(Coordinator *co)
 	{
 		List *warnings = NIL;
 
+		co->table = tables[i];
 		if (tables[i]->nkeys == 0 && co->run->routine->needs_key && tables[i]->identity != 'n')
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -188,6 +189,7 @@ make_plan(Coordinator *co)
 			log_message(co, "warning", psprintf("%s.%s", tables[i]->schema, tables[i]->name),
 						lfirst(lc));
 	}
+	co->table = NULL;
 	resync_catalog_begin();
 	resync_catalog_put_run_tables(co->newest->run, tables, ntables);
 	resync_catalog_commit();
@@ -402,6 +404,7 @@ step_create_tables(Coordinator *co)
 	co->run->routine->begin_run(co->dest, co->newest->snapshot_lsn);
 	for (int i = 0; i < co->run->ntables; i++)
 	{
+		co->table = co->run->tables[i];
 		co->run->routine->create_table(co->dest, co->run->tables[i]);
 		resync_catalog_begin();
 		resync_catalog_set_table_state(co->newest->run, co->run->tables[i]->ordinal,
@@ -409,6 +412,7 @@ step_create_tables(Coordinator *co)
 		resync_catalog_commit();
 		co->run->tables[i]->state = RESYNC_TABLE_CREATED;
 	}
+	co->table = NULL;
 	RESYNC_DEBUG_POINT("tables_created");
 	next_phase(co, PHASE_CREATE_TABLES,
 			   co->run->options->do_initial_copy || !co->newest->initial ? PHASE_LOAD
@@ -437,7 +441,9 @@ build_keys(Coordinator *co)
 		if (table->state != RESYNC_TABLE_CREATED)
 			continue;
 		(void) command_streamer(co, STREAMER_HOLD, 0);
+		co->table = table;
 		co->run->routine->build_key(co->dest, table);
+		co->table = NULL;
 		resync_catalog_begin();
 		resync_catalog_set_table_state(co->newest->run, table->ordinal, RESYNC_TABLE_KEYED);
 		resync_catalog_commit();
@@ -589,7 +595,9 @@ transfer(Coordinator *co)
 
 		if (table->state != RESYNC_TABLE_KEYED)
 			continue;
+		co->table = table;
 		rows = co->run->routine->transfer(co->dest, table);
+		co->table = NULL;
 		if (rows > 0)
 			log_message(co, "info", psprintf("%s.%s", table->schema, table->name),
 						psprintf(INT64_FORMAT " soft-deleted rows were carried over", rows));

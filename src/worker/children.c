@@ -66,7 +66,8 @@ resync_children_raise(ResyncErrorReport *report)
 	ereport(ERROR, (errcode(copy.sqlerrcode), errmsg_internal("%s", copy.message),
 					copy.detail[0] ? errdetail_internal("%s", copy.detail) : 0,
 					copy.hint[0] ? errhint("%s", copy.hint) : 0,
-					copy.table[0] ? errcontext("table %s", copy.table) : 0));
+					copy.table[0] ? err_generic_string(PG_DIAG_SCHEMA_NAME, copy.schema) : 0,
+					copy.table[0] ? err_generic_string(PG_DIAG_TABLE_NAME, copy.table) : 0));
 }
 
 /*

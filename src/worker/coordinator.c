@@ -221,10 +221,42 @@ do_drop(Coordinator *co)
 	resync_catalog_commit();
 }
 
-/* The run under construction goes with an outcome. */
+/* Message and hint in one text, for peerdb.mirrors.error. */
+static char *
+error_text(const ErrorData *edata)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, edata->message ? edata->message : "unknown error");
+	if (edata->detail)
+		appendStringInfo(&buf, "\nDETAIL:  %s", edata->detail);
+	if (edata->hint)
+		appendStringInfo(&buf, "\nHINT:  %s", edata->hint);
+	return buf.data;
+}
+
+/*
+ * In a catalog transaction: why a run ended, in its log, and for the table that
+ * is to blame.
+ */
 static void
-end_build(Coordinator *co, const char *outcome, int sqlerrcode, const char *error,
-		  const char *detail)
+note_failure(Coordinator *co, int64 run, const ErrorData *edata)
+{
+	char *table = edata->table_name == NULL
+					  ? NULL
+					  : psprintf("%s.%s", edata->schema_name, edata->table_name);
+
+	resync_catalog_log(co->args.mirror, run, "error", table, edata->sqlerrcode, edata->message,
+					   edata->detail);
+	if (table != NULL)
+		resync_catalog_set_table_error(run, edata->schema_name, edata->table_name,
+									   error_text(edata));
+}
+
+/* The run under construction goes with an outcome; edata: NULL if cancelled. */
+static void
+end_build(Coordinator *co, const char *outcome, const ErrorData *edata)
 {
 	int64 run = co->newest->run;
 
@@ -238,9 +270,12 @@ end_build(Coordinator *co, const char *outcome, int sqlerrcode, const char *erro
 	}
 	resync_build_close(co);
 	resync_catalog_begin();
-	resync_catalog_log(co->args.mirror, run, strcmp(outcome, "cancelled") == 0 ? "info" : "error",
-					   NULL, sqlerrcode, error ? error : outcome, detail);
-	resync_catalog_end_run(run, outcome, sqlerrcode, error);
+	if (edata != NULL)
+		note_failure(co, run, edata);
+	else
+		resync_catalog_log(co->args.mirror, run, "info", NULL, 0, outcome, NULL);
+	resync_catalog_end_run(run, outcome, edata ? edata->sqlerrcode : 0,
+						   edata ? error_text(edata) : NULL);
 	resync_catalog_commit();
 	co->failures = 0;
 	co->level_target = 0;
@@ -274,7 +309,7 @@ do_cancel(Coordinator *co)
 			swapped = co->run->routine->is_swapped(co->dest, co->run->tables[i]);
 	}
 	if (is_building(co) && !swapped)
-		end_build(co, "cancelled", 0, NULL, NULL);
+		end_build(co, "cancelled", NULL);
 	clear_request(co, "want_cancel");
 }
 
@@ -300,21 +335,6 @@ needs_resync(int sqlerrcode)
 {
 	return sqlerrcode == RESYNC_ERRCODE_NEEDS_RESYNC || sqlerrcode == RESYNC_ERRCODE_DIVERGED ||
 		   sqlerrcode == RESYNC_ERRCODE_FENCED;
-}
-
-/* Message and hint in one text, for peerdb.mirrors.error. */
-static char *
-error_text(const ErrorData *edata)
-{
-	StringInfoData buf;
-
-	initStringInfo(&buf);
-	appendStringInfoString(&buf, edata->message ? edata->message : "unknown error");
-	if (edata->detail)
-		appendStringInfo(&buf, "\nDETAIL:  %s", edata->detail);
-	if (edata->hint)
-		appendStringInfo(&buf, "\nHINT:  %s", edata->hint);
-	return buf.data;
 }
 
 static void
@@ -355,8 +375,7 @@ fail_serving(Coordinator *co, const ErrorData *edata)
 	mirror = resync_catalog_mirror_by_name(co->mirror->name, true);
 	if (mirror != NULL && mirror->newest_run != 0)
 		newest = resync_catalog_run(mirror->newest_run);
-	resync_catalog_log(co->args.mirror, run, "error", edata->context, edata->sqlerrcode,
-					   edata->message, edata->detail);
+	note_failure(co, run, edata);
 	if (needs_resync(edata->sqlerrcode))
 		resync_catalog_end_run(run, "failed", edata->sqlerrcode, error_text(edata));
 	if (newest != NULL && newest->run != run && newest->phase != PHASE_STREAM &&
@@ -420,7 +439,7 @@ handle_error(Coordinator *co, ErrorData *edata, bool in_build)
 			ereport(LOG, (errcode(edata->sqlerrcode),
 						  errmsg("run " INT64_FORMAT " of mirror \"%s\" was refused: %s",
 								 co->newest->run, co->mirror->name, edata->message)));
-			end_build(co, "refused", edata->sqlerrcode, error_text(edata), edata->detail);
+			end_build(co, "refused", edata);
 		}
 	}
 	else if (edata->sqlerrcode == RESYNC_ERRCODE_TABLE_CHANGED &&
@@ -454,7 +473,7 @@ handle_error(Coordinator *co, ErrorData *edata, bool in_build)
 					  errmsg("run " INT64_FORMAT " of mirror \"%s\" failed: %s", co->newest->run,
 							 co->mirror->name, edata->message),
 					  edata->detail ? errdetail_internal("%s", edata->detail) : 0));
-		end_build(co, "failed", edata->sqlerrcode, error_text(edata), edata->detail);
+		end_build(co, "failed", edata);
 	}
 }
 
@@ -708,6 +727,16 @@ step(Coordinator *co, volatile bool *in_build)
 	return nap;
 }
 
+/* Error context: the table that the step works on. */
+static void
+blame_table(void *arg)
+{
+	const Coordinator *co = arg;
+
+	if (co->table != NULL)
+		resync_destination_blame(co->table);
+}
+
 /*
  * A step, and what its error means.  An error of the error's handling is only
  * logged: the step comes again after the back-off.
@@ -722,7 +751,12 @@ guarded_step(Coordinator *co)
 
 	PG_TRY();
 	{
+		ErrorContextCallback blame = {error_context_stack, blame_table, co};
+
+		error_context_stack = &blame;
+		co->table = NULL;
 		nap = step(co, &in_build);
+		error_context_stack = blame.previous;
 	}
 	PG_CATCH();
 	{

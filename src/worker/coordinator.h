@@ -47,32 +47,33 @@ typedef struct LoadState
 
 typedef struct Coordinator
 {
-	WorkerArgs	  args;
-	MirrorShared *ms;
-	MemoryContext context;
-	MemoryContext step_context; /* reset per step */
-	MirrorRow	 *mirror;		/* in step_context, as are the two runs */
-	RunRow		 *newest;
-	RunRow		 *live;	   /* NULL: none serves */
-	RunCtl		  build;   /* the run under construction */
-	RunCtl		  serving; /* the live run */
-	WorkerRun	 *run;	   /* of the build, in run_context; NULL: not read */
-	MemoryContext run_context;
-	Destination	 *dest; /* for the build's DDL; NULL: not connected */
-	LoadState	  load;
-	XLogRecPtr	  level_target; /* catch_up: where "level" is tried */
-	TimestampTz	  level_since;
-	int			  swap_tries;
-	TimestampTz	  swap_not_before;
-	bool		  own_crash;  /* a worker of this mirror crashed the server */
-	bool		  in_request; /* what was asked for is being done: not to be interrupted */
-	int64		  noted_run;  /* note_start() */
-	RunPhase	  noted_phase;
-	TimestampTz	  watched_at;	   /* resync_watch_serving() */
-	uint32		  peer_hash;	   /* of the options that lead to the destination; 0 = not known */
-	TimestampTz	  streaming_since; /* step_serving() */
-	int			  failures;		   /* transient errors in a row */
-	TimestampTz	  not_before;
+	WorkerArgs		   args;
+	MirrorShared	  *ms;
+	MemoryContext	   context;
+	MemoryContext	   step_context; /* reset per step */
+	MirrorRow		  *mirror;		 /* in step_context, as are the two runs */
+	RunRow			  *newest;
+	RunRow			  *live;	/* NULL: none serves */
+	RunCtl			   build;	/* the run under construction */
+	RunCtl			   serving; /* the live run */
+	WorkerRun		  *run;		/* of the build, in run_context; NULL: not read */
+	MemoryContext	   run_context;
+	Destination		  *dest; /* for the build's DDL; NULL: not connected */
+	LoadState		   load;
+	XLogRecPtr		   level_target; /* catch_up: where "level" is tried */
+	TimestampTz		   level_since;
+	int				   swap_tries;
+	TimestampTz		   swap_not_before;
+	bool			   own_crash;  /* a worker of this mirror crashed the server */
+	bool			   in_request; /* what was asked for is being done: not to be interrupted */
+	int64			   noted_run;  /* note_start() */
+	RunPhase		   noted_phase;
+	TimestampTz		   watched_at; /* resync_watch_serving() */
+	uint32			   peer_hash;  /* of the options that lead to the destination; 0 = not known */
+	TimestampTz		   streaming_since; /* step_serving() */
+	const ResyncTable *table;			/* the step works on, NULL: none or all */
+	int				   failures;		/* transient errors in a row */
+	TimestampTz		   not_before;
 } Coordinator;
 
 /* children.c */

@@ -333,6 +333,16 @@ register_copier(Copier *c)
 		proc_exit(0);
 }
 
+/* Error context: the table that is being loaded. */
+static void
+blame_table(void *arg)
+{
+	const Copier *c = arg;
+
+	if (c->current != NULL)
+		resync_destination_blame(c->current);
+}
+
 void
 resync_copier_main(Datum arg)
 {
@@ -351,6 +361,9 @@ resync_copier_main(Datum arg)
 
 	PG_TRY();
 	{
+		ErrorContextCallback blame = {error_context_stack, blame_table, c};
+
+		error_context_stack = &blame;
 		resync_catalog_begin();
 		MemoryContextSwitchTo(context);
 		c->run = resync_worker_load_run(c->args.mirror, c->args.run);
@@ -374,7 +387,7 @@ resync_copier_main(Datum arg)
 		FlushErrorState();
 		/* with its streamer gone the snapshot is, and what failed tells nothing */
 		if (!snapshot_is_gone(c))
-			resync_worker_report_error(&c->rs->copier_error, edata, c->current);
+			resync_worker_report_error(&c->rs->copier_error, edata);
 		proc_exit(1);
 	}
 	PG_END_TRY();

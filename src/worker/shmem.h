@@ -33,8 +33,8 @@ typedef struct ResyncErrorReport
 	char message[RESYNC_MSG_LEN];
 	char detail[RESYNC_MSG_LEN];
 	char hint[RESYNC_MSG_LEN / 2];
-	char table[2 * NAMEDATALEN + 8]; /* source table, if one is to
-											 * blame */
+	char schema[NAMEDATALEN]; /* source table, if one is to blame */
+	char table[NAMEDATALEN];
 } ResyncErrorReport;
 
 /* What the coordinator wants of its streamer. */

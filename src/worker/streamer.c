@@ -669,6 +669,17 @@ register_streamer(Streamer *st)
 	before_shmem_exit(streamer_exit, 0);
 }
 
+/* Error context: the table that is being decoded. */
+static void
+blame_table(void *arg)
+{
+	const Streamer	  *st = arg;
+	const ResyncTable *table = st->decoder ? resync_decode_current_table(st->decoder) : NULL;
+
+	if (table != NULL)
+		resync_destination_blame(table);
+}
+
 void
 resync_streamer_main(Datum arg)
 {
@@ -686,6 +697,9 @@ resync_streamer_main(Datum arg)
 
 	PG_TRY();
 	{
+		ErrorContextCallback blame = {error_context_stack, blame_table, st};
+
+		error_context_stack = &blame;
 		resync_catalog_begin();
 		MemoryContextSwitchTo(context);
 		st->run = resync_worker_load_run(st->args.mirror, st->args.run);
@@ -698,15 +712,12 @@ resync_streamer_main(Datum arg)
 	}
 	PG_CATCH();
 	{
-		ErrorData		  *edata;
-		const ResyncTable *table = NULL;
+		ErrorData *edata;
 
 		MemoryContextSwitchTo(context);
 		edata = CopyErrorData();
 		FlushErrorState();
-		if (st->decoder != NULL)
-			table = resync_decode_current_table(st->decoder);
-		resync_worker_report_error(&st->rs->streamer_error, edata, table);
+		resync_worker_report_error(&st->rs->streamer_error, edata);
 		proc_exit(1);
 	}
 	PG_END_TRY();

@@ -229,8 +229,7 @@ resync_worker_load_run(int64 mirror, int64 run)
 }
 
 void
-resync_worker_report_error(ResyncErrorReport *report, const ErrorData *edata,
-						   const ResyncTable *table)
+resync_worker_report_error(ResyncErrorReport *report, const ErrorData *edata)
 {
 	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
 	report->set = true;
@@ -238,9 +237,8 @@ resync_worker_report_error(ResyncErrorReport *report, const ErrorData *edata,
 	strlcpy(report->message, edata->message ? edata->message : "", sizeof(report->message));
 	strlcpy(report->detail, edata->detail ? edata->detail : "", sizeof(report->detail));
 	strlcpy(report->hint, edata->hint ? edata->hint : "", sizeof(report->hint));
-	report->table[0] = '\0';
-	if (table != NULL)
-		snprintf(report->table, sizeof(report->table), "%s.%s", table->schema, table->name);
+	strlcpy(report->schema, edata->schema_name ? edata->schema_name : "", NAMEDATALEN);
+	strlcpy(report->table, edata->table_name ? edata->table_name : "", NAMEDATALEN);
 	LWLockRelease(ResyncShmem->lock);
 }
 

@@ -63,8 +63,7 @@ typedef struct WorkerRun
 extern WorkerRun *resync_worker_load_run(int64 mirror, int64 run);
 
 /* Put the error being handled (CopyErrorData'd) into a report. */
-extern void resync_worker_report_error(ResyncErrorReport *report, const ErrorData *edata,
-									   const ResyncTable *table);
+extern void resync_worker_report_error(ResyncErrorReport *report, const ErrorData *edata);
 
 /* Did a worker of the mirror cause the last crash restart? */
 extern bool resync_worker_crashed(Oid database, int64 mirror);

@@ -191,6 +191,40 @@ $t->src('INSERT INTO once VALUES (1001)');
 $t->sync('cdc');
 is($t->dst('SELECT string_agg(id::text, \',\') FROM only_cdc'), '1001', 'do_initial_copy false: changes only');
 
+# ---- a table that is to blame for its mirror's failure shows the error, the others do not
+$t->src('CREATE TABLE blame1 (id int PRIMARY KEY); CREATE TABLE blame2 (id int PRIMARY KEY); INSERT INTO blame1 VALUES (1); INSERT INTO blame2 VALUES (1)');
+$t->create_mirror('b', ['public.blame1', 'public.blame2']);
+$t->wait_status('b', 'running');
+my $blame = "SELECT string_agg(source_table || ' ' || status || ' ' || coalesce(error, '-'), '; ' ORDER BY 1) FROM peerdb.mirror_tables WHERE mirror = 'b'";
+$t->dst('ALTER TABLE blame2 ADD CONSTRAINT small CHECK (id < 100)');
+$t->src('INSERT INTO blame1 VALUES (200); INSERT INTO blame2 VALUES (200)');
+$t->until_failed('b', qr/violates check constraint "small"/, 'a row that the destination refuses');
+like($t->src($blame), qr/^public\.blame1 failed -; public\.blame2 failed .*violates check constraint "small"/s, 'streaming: the error is shown for its table');
+is($t->src("SELECT source_table FROM peerdb.logs WHERE mirror = 'b' AND level = 'error' ORDER BY id DESC LIMIT 1"), 'public.blame2', 'and logged for it');
+$t->dst('ALTER TABLE blame2 DROP CONSTRAINT small');
+$t->src("SELECT peerdb_resume_mirror('b')");
+$t->until_status('b', 'running');
+$t->sync('b');
+is($t->src($blame), 'public.blame1 running -; public.blame2 running -', 'resumed: no error');
+$t->dst(<<'EOS');
+CREATE FUNCTION add_check() RETURNS event_trigger LANGUAGE plpgsql AS $$
+BEGIN
+	IF EXISTS (SELECT FROM pg_event_trigger_ddl_commands() WHERE object_identity = 'public.blame1_resync') THEN
+		ALTER TABLE public.blame1_resync ADD CONSTRAINT small CHECK (id < 100);
+	END IF;
+END $$;
+CREATE EVENT TRIGGER add_check ON ddl_command_end WHEN TAG IN ('CREATE TABLE') EXECUTE FUNCTION add_check();
+EOS
+$t->resync('b');
+$t->until_failed('b', qr/violates check constraint "small"/, 'a row that the destination refuses in the load');
+like($t->src($blame), qr/^public\.blame1 failed .*violates check constraint "small".*; public\.blame2 failed -$/s, 'load: the error is shown for its table');
+$t->dst('DROP EVENT TRIGGER add_check');
+$t->resync('b');
+$t->wait_status('b', 'running');
+is($t->src($blame), 'public.blame1 running -; public.blame2 running -', 'a new run: no error');
+$t->src("SELECT peerdb_drop_mirror('b')");
+$t->until_true("SELECT count(*) = 0 FROM peerdb.mirrors WHERE mirror = 'b'", 'dropped');
+
 # ---- not yet
 $t->refused(q{SELECT peerdb_add_tables('m', '["public.once"]')}, '0A000', '', 'add_tables');
 $t->refused(q{SELECT peerdb_remove_tables('m', '{public.c}')}, '0A000', '', 'remove_tables');
