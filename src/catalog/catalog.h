@@ -167,12 +167,12 @@ extern const char *resync_catalog_peer_type(const char *wrapper); /* "postgres",
 /* ---- which server is this? (catalog/instance.c) ---- */
 
 /* What a copy of the database or the server, started beside it, is told by. */
-#define RESYNC_COPY_ERROR                                                                       \
-	"this database is a copy of the one that the mirror was made in\n"                          \
-	"DETAIL:  It was restored, cloned or promoted, or its data directory was moved by copying." \
-	"\n"                                                                                        \
-	"HINT:  Take the mirror over with peerdb_resume_mirror(mirror, adopt => true), which"       \
-	" fences the original, or forget it here with peerdb_drop_mirror()."
+#define RESYNC_COPY_ERROR                                                                 \
+	"this database is a copy of the one that the mirror was made in\n"                    \
+	"DETAIL:  It was restored, cloned, promoted or upgraded by pg_upgrade, or its data"   \
+	" directory was moved by copying.\n"                                                  \
+	"HINT:  Take the mirror over with peerdb_resume_mirror(mirror, adopt => true), which" \
+	" rebuilds it and fences the original, or forget it here with peerdb_drop_mirror()."
 
 extern char *resync_catalog_instance(void);
 extern bool	 resync_catalog_is_copy(uint64 system_identifier, Oid database, const char *instance);

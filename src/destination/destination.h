@@ -90,6 +90,12 @@ struct DestinationRoutine
 						List **warnings);
 
 	/*
+	 * Phase validate, after check_table of each: what all tables together need
+	 * there, such as room in a lock table.  Raises.  NULL: nothing.
+	 */
+	void (*check_tables)(Destination *dest, ResyncTable **tables, int ntables);
+
+	/*
 	 * Make the run known: metadata objects if missing, the run's row (applied
 	 * LSN = start_lsn).  A run that is active already stays as it is; one that
 	 * was ended begins again.  Raises
@@ -99,8 +105,8 @@ struct DestinationRoutine
 
 	/*
 	 * A copy of the source takes the mirror over: the original's runs (marked
-	 * with its token) are fenced out, its live tables become this mirror's.
-	 * Repeatable.
+	 * with its token) are fenced out, its tables under construction go, its
+	 * live tables become this mirror's.  Repeatable.
 	 */
 	void (*adopt)(Destination *dest, const char *old_token);
 
@@ -178,9 +184,9 @@ struct DestinationRoutine
 	/*
 	 * Swap step 3: all tables in one step where the destination can.  lsn:
 	 * where the streamer stopped.  retire_run: the run that is replaced, 0 for
-	 * none; fenced out in the same step.  False: a lock was not had in time,
-	 * nothing changed.  journal is called where the destination swaps table by
-	 * table.
+	 * none; fenced out in the same step.  False: a lock was not had, nothing
+	 * changed; to be called again later.  journal is called where the
+	 * destination swaps table by table.
 	 */
 	bool (*swap)(Destination *dest, ResyncTable **tables, int ntables, XLogRecPtr lsn,
 				 int64 retire_run);

@@ -637,23 +637,22 @@ pg_begin_run(Destination *head, XLogRecPtr start_lsn)
 }
 
 /*
- * Drop tables that our marks name, and only if OID and name both still fit (an
- * OID alone may have been given out again).
+ * Drop tables that the marks of a token (a literal) name, and only if OID and
+ * name both still fit (an OID alone may have been given out again).
  */
 static void
-drop_marked(PgDestination *dest, const char *condition)
+drop_marked(PgDestination *dest, const char *token, const char *condition)
 {
 	PGresult *res;
 
 	res = resync_pq_exec(
-		dest->conn,
-		psprintf("SELECT n.nspname, c.relname FROM %s.resync_table t"
-				 " JOIN pg_class c ON c.oid = t.build_oid AND c.relkind = 'r'"
-				 " JOIN pg_namespace n ON n.oid = c.relnamespace"
-				 " WHERE t.token = %s AND n.nspname = t.dest_schema AND c.relname ="
-				 " CASE WHEN t.swapped THEN t.dest_name ELSE t.build_name END AND %s"
-				 " ORDER BY c.oid",
-				 dest->meta_quoted, resync_pg_literal(dest->head.id->token), condition));
+		dest->conn, psprintf("SELECT n.nspname, c.relname FROM %s.resync_table t"
+							 " JOIN pg_class c ON c.oid = t.build_oid AND c.relkind = 'r'"
+							 " JOIN pg_namespace n ON n.oid = c.relnamespace"
+							 " WHERE t.token = %s AND n.nspname = t.dest_schema AND c.relname ="
+							 " CASE WHEN t.swapped THEN t.dest_name ELSE t.build_name END AND %s"
+							 " ORDER BY c.oid",
+							 dest->meta_quoted, token, condition));
 	for (int i = 0; i < PQntuples(res); i++)
 		resync_pq_exec(dest->conn,
 					   psprintf("DROP TABLE IF EXISTS %s",
@@ -663,7 +662,10 @@ drop_marked(PgDestination *dest, const char *condition)
 
 /*
  * Marks of live tables move to the new token; their run numbers are another
- * source's and are made negative, so that they never meet a run of ours.
+ * source's and are made negative, so that they never meet a run of ours.  What
+ * the original had under construction goes: it would be in our way.  Its fenced
+ * runs hold no lock on it any more, since each transaction of theirs has the
+ * run's row locked.
  */
 static void
 pg_adopt(Destination *head, const char *old_token)
@@ -675,12 +677,19 @@ pg_adopt(Destination *head, const char *old_token)
 	const char	  *m = dest->meta_quoted;
 
 	if (resync_pg_has_metadata(dest))
+	{
 		resync_pq_exec(dest->conn,
 					   psprintf("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
-								"UPDATE %s.resync_run SET state = 'retired' WHERE token = %s;"
+								"UPDATE %s.resync_run SET state = 'retired' WHERE token = %s",
+								m, from));
+		drop_marked(dest, from, "NOT t.swapped");
+		resync_pq_exec(dest->conn,
+					   psprintf("DELETE FROM %s.resync_table WHERE token = %s AND NOT swapped;"
+								"DELETE FROM %s.resync_partition WHERE token = %s;"
 								"UPDATE %s.resync_table SET token = %s, run = -abs(run)"
-								" WHERE token = %s AND swapped; COMMIT",
-								m, from, m, to, from));
+								" WHERE token = %s; COMMIT",
+								m, from, m, from, m, to, from));
+	}
 	MemoryContextSwitchTo(old);
 }
 
@@ -701,7 +710,7 @@ pg_end_run(Destination *head, int64 run)
 			psprintf(
 				"UPDATE %s.resync_run SET state = 'retired' WHERE token = %s AND run = " INT64_FORMAT,
 				m, token, run));
-		drop_marked(dest, psprintf("t.run = " INT64_FORMAT " AND NOT t.swapped", run));
+		drop_marked(dest, token, psprintf("t.run = " INT64_FORMAT " AND NOT t.swapped", run));
 		resync_pq_exec(
 			dest->conn,
 			psprintf("DELETE FROM %s.resync_table WHERE token = %s AND run = " INT64_FORMAT
@@ -728,7 +737,7 @@ pg_drop_mirror(Destination *head, ResyncTable **tables, int ntables, bool drop_t
 		resync_pq_exec(
 			dest->conn,
 			psprintf("UPDATE %s.resync_run SET state = 'retired' WHERE token = %s", m, token));
-		drop_marked(dest, drop_tables ? "true" : "NOT t.swapped");
+		drop_marked(dest, token, drop_tables ? "true" : "NOT t.swapped");
 		resync_pq_exec(dest->conn, psprintf("DELETE FROM %s.resync_table WHERE token = %s;"
 											"DELETE FROM %s.resync_partition WHERE token = %s;"
 											"DELETE FROM %s.resync_run WHERE token = %s;"
@@ -772,6 +781,7 @@ const DestinationRoutine resync_destination_postgres = {
 	.version = pg_version,
 	.map_columns = resync_pg_map_columns,
 	.check_table = resync_pg_check_table,
+	.check_tables = resync_pg_check_tables,
 	.begin_run = pg_begin_run,
 	.adopt = pg_adopt,
 	.end_run = pg_end_run,

@@ -54,6 +54,7 @@ typedef struct PgDestination
 	List		 *stages; /* of PgStage * */
 	int			  next_stage;
 	PgLoad		  load;
+	int			  swaps_without_room; /* swaps that the lock table had no room for */
 } PgDestination;
 
 /* How a transaction locks the run's row. */
@@ -98,6 +99,7 @@ extern void resync_pg_map_columns(Destination *dest, ResyncTable *table);
 /* postgres_check.c */
 extern void resync_pg_check_table(Destination *dest, const ResyncTable *table, bool live_expected,
 								  List **warnings);
+extern void resync_pg_check_tables(Destination *dest, ResyncTable **tables, int ntables);
 
 /* postgres_ddl.c */
 extern void	 resync_pg_create_table(Destination *dest, const ResyncTable *table);

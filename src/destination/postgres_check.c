@@ -4,9 +4,10 @@
  *		run fail later is found here, while nothing has been touched.
  *
  * Called by the coordinator (and by peerdb_plan_resync in a user's backend),
- * one table at a time.  One transaction per table, always rolled back; it
- * makes a temporary table with the new columns, so that types are proven to
- * exist there and can be compared exactly, and takes no lock but ACCESS SHARE.
+ * one table at a time, then once for all of them.  One transaction per table,
+ * always rolled back; it makes a temporary table with the new columns, so that
+ * types are proven to exist there and can be compared exactly, and takes no lock
+ * but ACCESS SHARE.
  */
 #include "postgres.h"
 
@@ -372,5 +373,87 @@ resync_pg_check_table(Destination *head, const ResyncTable *table, bool live_exp
 			 errhint("Drop or rename it there.")));
 	check_live(dest, table, live_expected, metadata, warnings, old);
 	resync_pg_rollback(dest);
+	MemoryContextSwitchTo(old);
+}
+
+/* Locks of the swap on what is not a mirrored table's: catalogs, our metadata. */
+#define SWAP_BASE_LOCKS 50
+
+/*
+ * How many entries of the destination's lock table will the swap take
+ * (postgres_swap.c)?  Of a new table: itself and the indexes that get their
+ * names.  Of an old one: all that goes with it by DROP TABLE, which locks types,
+ * constraints, defaults and TOAST as well, and the indexes that are copied.  Of
+ * a view: itself and what it reads.  room: for how many the table is made.
+ */
+static int64
+count_swap_locks(PgDestination *dest, ResyncTable **tables, int ntables, int64 *room)
+{
+	StringInfoData names;
+	PGresult	  *res;
+	int64		   locks;
+
+	initStringInfo(&names);
+	for (int i = 0; i < ntables; i++)
+		appendStringInfo(&names, "%s(%s, %s, %d)", i > 0 ? ", " : "",
+						 resync_pg_literal(tables[i]->dest_schema),
+						 resync_pg_literal(tables[i]->dest_name), tables[i]->nkeys > 0 ? 2 : 1);
+	res = resync_pq_exec(
+		dest->conn,
+		psprintf(
+			"WITH RECURSIVE v (s, r, n) AS (VALUES %s),"
+			" live AS (SELECT c.oid FROM v JOIN pg_namespace n ON n.nspname = v.s"
+			" JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = v.r AND c.relkind = 'r'),"
+			" gone (class, obj) AS (SELECT 'pg_class'::regclass::oid, oid FROM live UNION"
+			" SELECT d.classid, d.objid FROM gone g JOIN pg_depend d ON d.refclassid = g.class"
+			" AND d.refobjid = g.obj AND d.deptype IN ('a', 'i')),"
+			" view AS (SELECT DISTINCT w.ev_class AS oid FROM live l JOIN pg_depend d ON d.refobjid = l.oid"
+			" AND d.refclassid = 'pg_class'::regclass AND d.classid = 'pg_rewrite'::regclass"
+			" JOIN pg_rewrite w ON w.oid = d.objid JOIN pg_class c ON c.oid = w.ev_class AND c.relkind = 'v'),"
+			" read AS (SELECT DISTINCT d.refobjid FROM view x JOIN pg_rewrite w ON w.ev_class = x.oid"
+			" JOIN pg_depend d ON d.objid = w.oid AND d.classid = 'pg_rewrite'::regclass"
+			" AND d.refclassid = 'pg_class'::regclass)"
+			" SELECT (SELECT sum(n) FROM v) + (SELECT count(*) FROM gone) + (SELECT count(*) FROM live l"
+			" JOIN pg_index i ON i.indrelid = l.oid AND NOT i.indisprimary) + (SELECT count(*) FROM view)"
+			" + (SELECT count(*) FROM read),"
+			" current_setting('max_locks_per_transaction')::bigint * (current_setting('max_connections')::bigint"
+			" + current_setting('max_prepared_transactions')::bigint)",
+			names.data));
+	locks = strtoll(PQgetvalue(res, 0, 0), NULL, 10) + SWAP_BASE_LOCKS;
+	*room = strtoll(PQgetvalue(res, 0, 1), NULL, 10);
+	resync_pq_clear(res);
+	return locks;
+}
+
+/*
+ * The swap is one transaction over all tables.  A lock table that it fills
+ * hits everybody there: it is to do with what the settings are made for, and
+ * leave to others what the server adds to that.
+ */
+void
+resync_pg_check_tables(Destination *head, ResyncTable **tables, int ntables)
+{
+	PgDestination *dest = (PgDestination *) head;
+	MemoryContext  old = resync_pg_enter(dest);
+	int64		   room;
+	int64		   locks;
+
+	if (ntables > 0)
+	{
+		locks = count_swap_locks(dest, tables, ntables, &room);
+		if (locks > room)
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("the swap of %d tables would take " INT64_FORMAT
+						" locks at the destination, more than its lock table is made for",
+						ntables, locks),
+				 errdetail(
+					 "It is made for " INT64_FORMAT
+					 " locks: max_locks_per_transaction * (max_connections + max_prepared_transactions).",
+					 room),
+				 errhint("Increase \"%s\" there, or make several mirrors of fewer tables.",
+						 "max_locks_per_transaction")));
+	}
 	MemoryContextSwitchTo(old);
 }

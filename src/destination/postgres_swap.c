@@ -294,6 +294,17 @@ resync_pg_transfer(Destination *head, const ResyncTable *table)
 /* How often a swap is planned again because the tables have changed meanwhile. */
 #define MAX_PLANS 5
 
+/*
+ * How often a swap is tried that the destination's lock table has no room for.
+ * With the pauses between (net/retry.c) that is some minutes, in test builds
+ * seconds.
+ */
+#ifdef RESYNC_DEBUG
+#define MAX_WITHOUT_ROOM 4
+#else
+#define MAX_WITHOUT_ROOM 11
+#endif
+
 /* All that the swap does, made before anybody is held up. */
 typedef struct SwapPlan
 {
@@ -678,7 +689,8 @@ typedef enum SwapResult
 {
 	SWAP_DONE,
 	SWAP_TIMEOUT,
-	SWAP_CHANGED /* what the plan was made from is no longer so */
+	SWAP_CHANGED, /* what the plan was made from is no longer so */
+	SWAP_NO_ROOM  /* the lock table is full */
 } SwapResult;
 
 /*
@@ -766,6 +778,55 @@ swap_once(PgDestination *dest, ResyncTable **tables, int ntables, XLogRecPtr lsn
 	return result;
 }
 
+/*
+ * swap_once, but for a lock table that is full.  What the swap itself takes was
+ * found to fit (postgres_check.c), so others hold much of it now.  A server that
+ * lacks memory has the same SQLSTATE; the hint, which is not translated, tells.
+ */
+static SwapResult
+try_swap_once(PgDestination *dest, ResyncTable **tables, int ntables, XLogRecPtr lsn,
+			  int64 retire_run, bool last)
+{
+	volatile SwapResult result = SWAP_NO_ROOM;
+
+	PG_TRY();
+	{
+		result = swap_once(dest, tables, ntables, lsn, retire_run, last);
+	}
+	PG_CATCH();
+	{
+		ErrorData *edata;
+
+		MemoryContextSwitchTo(dest->call);
+		edata = CopyErrorData();
+		if (edata->sqlerrcode != ERRCODE_OUT_OF_MEMORY || edata->hint == NULL ||
+			strstr(edata->hint, "max_locks_per_transaction") == NULL)
+			PG_RE_THROW();
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	if (result == SWAP_NO_ROOM)
+		resync_pg_rollback(dest);
+	return result;
+}
+
+/* Raises at the last try: what is wrong there does not pass by itself. */
+static void
+report_no_room(PgDestination *dest, int ntables)
+{
+	bool last = ++dest->swaps_without_room >= MAX_WITHOUT_ROOM;
+
+	ereport(
+		last ? ERROR : LOG,
+		(errcode(last ? ERRCODE_PROGRAM_LIMIT_EXCEEDED : ERRCODE_OUT_OF_MEMORY),
+		 errmsg("the lock table of the destination of mirror \"%s\" has no room for the swap of "
+				"%d tables",
+				dest->head.id->mirror, ntables),
+		 errdetail("This was try %d of %d.", dest->swaps_without_room, MAX_WITHOUT_ROOM),
+		 errhint("Increase \"%s\" there, or make several mirrors of fewer tables.",
+				 "max_locks_per_transaction")));
+}
+
 bool
 resync_pg_swap(Destination *head, ResyncTable **tables, int ntables, XLogRecPtr lsn,
 			   int64 retire_run)
@@ -777,9 +838,11 @@ resync_pg_swap(Destination *head, ResyncTable **tables, int ntables, XLogRecPtr 
 	{
 		MemoryContext old = resync_pg_enter(dest);
 
-		result = swap_once(dest, tables, ntables, lsn, retire_run, i == MAX_PLANS - 1);
+		result = try_swap_once(dest, tables, ntables, lsn, retire_run, i == MAX_PLANS - 1);
 		MemoryContextSwitchTo(old);
 	}
+	if (result == SWAP_NO_ROOM)
+		report_no_room(dest, ntables);
 	return result == SWAP_DONE;
 }
 

@@ -190,6 +190,8 @@ make_plan(Coordinator *co)
 						lfirst(lc));
 	}
 	co->table = NULL;
+	if (co->run->routine->check_tables != NULL)
+		co->run->routine->check_tables(co->dest, tables, ntables);
 	resync_catalog_begin();
 	resync_catalog_put_run_tables(co->newest->run, tables, ntables);
 	resync_catalog_commit();
@@ -618,6 +620,7 @@ static XLogRecPtr
 stop_serving(Coordinator *co)
 {
 	XLogRecPtr lsn = 0;
+	XLogRecPtr ignore;
 
 	if (co->serving.run != 0)
 	{
@@ -626,8 +629,11 @@ stop_serving(Coordinator *co)
 		lsn = pg_atomic_read_u64(&co->serving.rs->applied_lsn);
 	}
 	else if (co->newest->keep_serving && co->live != NULL && co->live->slot_name != NULL)
+	{
 		/* stopped by an earlier coordinator; it confirms what is applied */
-		lsn = Max(co->live->confirmed_lsn, resync_worker_slot_confirmed(co->live->slot_name));
+		(void) resync_worker_slot_positions(co->live->slot_name, &ignore, &lsn);
+		lsn = Max(co->live->confirmed_lsn, lsn);
+	}
 	return lsn;
 }
 
@@ -665,11 +671,8 @@ step_swap(Coordinator *co)
 	{
 		long delay = resync_retry_delay(++co->swap_tries);
 
-		ereport(
-			LOG,
-			(errmsg(
-				"the swap of mirror \"%s\" did not get its locks within resync.swap_lock_timeout and is tried again",
-				co->mirror->name)));
+		ereport(LOG, (errmsg("the swap of mirror \"%s\" did not get its locks and is tried again",
+							 co->mirror->name)));
 		co->swap_not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), delay);
 		(void) command_streamer(co, STREAMER_STREAM_BUILD, 0);
 		return 50;

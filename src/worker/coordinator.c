@@ -524,13 +524,13 @@ static long
 step_serving(Coordinator *co)
 {
 	StreamerState state;
+	bool		  advancing;
 
-	if (co->live->slot_name != NULL)
-		resync_worker_check_retained(co->live->slot_name);
 	resync_children_attach(co, &co->serving, co->live->run);
 	state = resync_children_streamer(&co->serving, &co->args, STREAMER_STREAM_LIVE, 0);
 	resync_children_note(co, &co->serving, false);
 	show_trouble(co, &co->serving);
+	advancing = resync_watch_retained(co, state);
 	if (state != STREAMER_STREAMING)
 		return 100;
 	co->serving.in_trouble = false;
@@ -555,7 +555,7 @@ step_serving(Coordinator *co)
 		resync_catalog_set_error(co->args.mirror, 0, NULL);
 		resync_catalog_commit();
 	}
-	return IDLE_NAP_MS;
+	return advancing ? 100 : IDLE_NAP_MS;
 }
 
 static bool

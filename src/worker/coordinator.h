@@ -30,6 +30,9 @@ typedef struct RunCtl
 	ResyncErrorReport		trouble;	/* it; not shown yet if set */
 	TimestampTz				noted_at;	/* counters last written to the catalog */
 	XLogRecPtr				noted_lsn;
+	TimestampTz over_since; /* resync_watch_retained(): 0 = the slot holds no more than it may */
+	XLogRecPtr	advance_to; /* where the streamer was asked to confirm; 0 = not asked */
+	int			advances;	/* done since over_since */
 } RunCtl;
 
 /* What phase load knows while this coordinator lives. */
@@ -103,6 +106,6 @@ extern void resync_load_forget(Coordinator *co);
 
 /* watch.c */
 extern void resync_watch_serving(Coordinator *co);
-
+extern bool resync_watch_retained(Coordinator *co, StreamerState state);
 
 #endif /* RESYNC_COORDINATOR_H */

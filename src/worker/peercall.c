@@ -69,12 +69,14 @@ typedef struct CheckState
 	const ResyncPeer		 *peer;
 	const ResyncRunId		 *id;
 	bool					  live_expected;
+	ResyncTable				**tables; /* NULL: not to be checked yet */
+	int						  ntables;
 	Destination				 *dest;
 	List					 *warnings; /* of char * */
 	char					 *version;
 } CheckState;
 
-/* table NULL: connect only. */
+/* table NULL: connect, and check all tables together if they are set. */
 static void
 check_one(CheckState *state, ResyncTable *table)
 {
@@ -88,6 +90,8 @@ check_one(CheckState *state, ResyncTable *table)
 		state->routine->map_columns(state->dest, table);
 		state->routine->check_table(state->dest, table, state->live_expected, &state->warnings);
 	}
+	else if (state->tables != NULL && state->routine->check_tables != NULL)
+		state->routine->check_tables(state->dest, state->tables, state->ntables);
 }
 
 /*
@@ -139,12 +143,13 @@ try_check(CheckState *state, ResyncTable *table)
 static void
 check_tables(CheckState *state, ResyncTable **tables, int ntables, PeerCallReport report, void *arg)
 {
+	char *error;
+
 	for (int i = 0; i < ntables; i++)
 	{
 		char	 *check = psprintf("destination table %s%s%s",
 							   tables[i]->dest_schema ? tables[i]->dest_schema : "",
 							   tables[i]->dest_schema ? "." : "", tables[i]->dest_name);
-		char	 *error;
 		ListCell *lc;
 
 		state->warnings = NIL;
@@ -156,6 +161,11 @@ check_tables(CheckState *state, ResyncTable **tables, int ntables, PeerCallRepor
 		else if (state->warnings == NIL)
 			report(arg, check, "ok", "can be rebuilt");
 	}
+	state->tables = tables;
+	state->ntables = ntables;
+	error = try_check(state, NULL);
+	if (error != NULL)
+		report(arg, "destination", "error", error);
 }
 
 void

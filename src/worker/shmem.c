@@ -156,6 +156,7 @@ resync_shmem_claim_run(Oid database, int64 mirror, int64 run, Oid owner)
 	pg_atomic_init_u64(&rs->rows_synced, 0);
 	pg_atomic_init_u64(&rs->oldest_pending, 0);
 	pg_atomic_init_u64(&rs->flush_request, 0);
+	pg_atomic_init_u64(&rs->advance_request, 0);
 	pg_atomic_init_u64(&rs->max_batch_size, 0);
 	pg_atomic_init_u64(&rs->sync_interval_ms, 0);
 	for (int i = 0; i < RESYNC_MAX_COPIERS; i++)

@@ -115,12 +115,14 @@ typedef struct RunShared
 	bool			yielded;	   /* locks were given up to a waiter; the table: */
 	Oid				yielded_relid;
 
-	pg_atomic_uint64 applied_lsn;	 /* durable at the destination */
-	pg_atomic_uint64 received_lsn;	 /* decoded */
-	pg_atomic_uint64 rows_synced;	 /* since the streamer started */
-	pg_atomic_uint64 oldest_pending; /* commit time of the oldest unapplied
+	pg_atomic_uint64 applied_lsn;	  /* durable at the destination */
+	pg_atomic_uint64 received_lsn;	  /* decoded */
+	pg_atomic_uint64 rows_synced;	  /* since the streamer started */
+	pg_atomic_uint64 oldest_pending;  /* commit time of the oldest unapplied
 										 * transaction, TimestampTz; 0 none */
-	pg_atomic_uint64 flush_request;	 /* LSN somebody waits for: send at once */
+	pg_atomic_uint64 flush_request;	  /* LSN somebody waits for: send at once */
+	pg_atomic_uint64 advance_request; /* LSN: confirm up to here at once, also
+									   * if there is nothing to send */
 
 	/* the mirror's options as they are now: they count from the next batch */
 	pg_atomic_uint64 max_batch_size;   /* rows */

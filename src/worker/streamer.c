@@ -495,12 +495,29 @@ batch_due(Streamer *st, bool caught_up, bool hold)
 		return false;
 	if (hold || batch_full(st))
 		return true;
-	wanted = pg_atomic_read_u64(&st->rs->flush_request);
+	wanted = Max(pg_atomic_read_u64(&st->rs->flush_request),
+				 pg_atomic_read_u64(&st->rs->advance_request));
 	if (wanted >= resync_batch_first_lsn(st->batch) &&
 		(caught_up || resync_decode_position(st->decoder) >= wanted))
 		return true;
 	return TimestampDifferenceExceeds(st->pending_since, GetCurrentTimestamp(),
 									  (int) sync_interval_ms(st));
+}
+
+/*
+ * Nothing is to be sent, but WAL of others was read: is the position to be
+ * noted at the destination and confirmed?  Now and then, or when asked to.
+ */
+static bool
+advance_due(Streamer *st)
+{
+	XLogRecPtr position = resync_decode_position(st->decoder);
+	XLogRecPtr wanted = pg_atomic_read_u64(&st->rs->advance_request);
+
+	if (!XLogRecPtrIsInvalid(resync_batch_end_lsn(st->batch)) || position <= st->applied)
+		return false;
+	return (st->applied < wanted && position >= wanted) ||
+		   TimestampDifferenceExceeds(st->advanced_at, GetCurrentTimestamp(), IDLE_ADVANCE_MS);
 }
 
 /* Read WAL until there is none, the batch is due, or it is time to look around. */
@@ -566,15 +583,13 @@ stream(Streamer *st, StreamerCommand command)
 				apply_batch(st, live, resync_decode_position(st->decoder));
 			return;
 		}
+		if (advance_due(st))
+			apply_batch(st, live, resync_decode_position(st->decoder));
 		if (!caught_up || sent)
 		{
 			naptime = NAP_MIN_MS;
 			continue;
 		}
-		if (XLogRecPtrIsInvalid(resync_batch_end_lsn(st->batch)) &&
-			resync_decode_position(st->decoder) > st->applied &&
-			TimestampDifferenceExceeds(st->advanced_at, GetCurrentTimestamp(), IDLE_ADVANCE_MS))
-			apply_batch(st, live, resync_decode_position(st->decoder));
 
 		/* a batch is waiting for its time: do not oversleep it */
 		if (st->pending_since != 0)

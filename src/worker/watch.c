@@ -1,8 +1,8 @@
 /*
  * watch.c
  *		What the coordinator looks at every few seconds while a mirror streams:
- *		who keeps WAL from being let go, whether the tables still are what is
- *		mirrored, whether the owner still may read them, and whether the way to
+ *		how much WAL the slot holds back and who keeps it from being let go,
+ *		whether the tables still are what is mirrored, whether the owner still may read them, and whether the way to
  *		the destination is still the one its processes took.
  *
  * Process: the coordinator, in short read-only catalog transactions.  What is
@@ -12,17 +12,28 @@
 
 #include "worker/coordinator.h"
 
+#include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "commands/defrem.h"
 #include "nodes/parsenodes.h"
+#include "storage/standby.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #define WATCH_INTERVAL_MS 5000
+
+/* so long a slot over resync.max_wal_retained has to be moved on */
+#define ADVANCE_TIMEOUT_MS 10000
+
+/*
+ * A slot takes the next point to restart from only when it has used the one
+ * before: with the second advance it is where the first one could have been.
+ */
+#define ADVANCES 2
 
 /*
  * A transaction that has written and stays open keeps the slot from letting WAL
@@ -200,6 +211,57 @@ check_rights(Coordinator *co)
 		}
 	}
 	resync_catalog_commit();
+}
+
+/*
+ * resync.max_wal_retained for the live run.  A slot moves only when decoding
+ * meets a record of running transactions, which the server writes a few times a
+ * minute, and when the streamer confirms, which it does as seldom while there is
+ * nothing to send.  So before a mirror fails such a record is written and the
+ * streamer asked to confirm it.  Only what that does not let go counts: an open
+ * transaction keeps it, or a destination that does not follow.
+ *
+ * Called with every step.  True: it waits for the streamer, come again soon.
+ */
+bool
+resync_watch_retained(Coordinator *co, StreamerState state)
+{
+	RunCtl	   *ctl = &co->serving;
+	const char *slot = co->live->slot_name;
+	XLogRecPtr	restart;
+	XLogRecPtr	confirmed;
+
+	if (slot == NULL || !resync_worker_retains_too_much(slot))
+	{
+		ctl->over_since = 0;
+		return false;
+	}
+	if (ctl->over_since == 0)
+	{
+		ctl->over_since = GetCurrentTimestamp();
+		ctl->advance_to = 0;
+		ctl->advances = 0;
+	}
+	if (TimestampDifferenceExceeds(ctl->over_since, GetCurrentTimestamp(), ADVANCE_TIMEOUT_MS))
+		resync_worker_check_retained(slot);
+	if (state != STREAMER_STREAMING || !resync_worker_slot_positions(slot, &restart, &confirmed) ||
+		confirmed < ctl->advance_to)
+		return true;
+
+	/* WAL that was written since is another matter: the slot follows */
+	if (ctl->advance_to != 0 && ++ctl->advances >= ADVANCES)
+	{
+		if (ctl->advance_to - Min(restart, ctl->advance_to) >
+			(uint64) resync_max_wal_retained * 1024 * 1024)
+			resync_worker_check_retained(slot);
+		ctl->over_since = 0;
+		return true;
+	}
+	ctl->advance_to = LogStandbySnapshot();
+	XLogFlush(ctl->advance_to);
+	pg_atomic_write_u64(&ctl->rs->advance_request, ctl->advance_to);
+	resync_shmem_wake(ctl->rs->streamer_pgprocno);
+	return true;
 }
 
 /* Called with every step; does something every few seconds. */

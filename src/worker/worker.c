@@ -289,59 +289,56 @@ resync_worker_parse_slot_name(const char *name, Oid *database, int64 *run)
 	return strcmp(check, name) == 0;
 }
 
+bool
+resync_worker_slot_positions(const char *name, XLogRecPtr *restart, XLogRecPtr *confirmed)
+{
+	ReplicationSlot *slot;
+
+	*restart = InvalidXLogRecPtr;
+	*confirmed = InvalidXLogRecPtr;
+	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
+	slot = SearchNamedReplicationSlot(name, false);
+	if (slot != NULL)
+	{
+		SpinLockAcquire(&slot->mutex);
+		*restart = slot->data.restart_lsn;
+		*confirmed = slot->data.confirmed_flush;
+		SpinLockRelease(&slot->mutex);
+	}
+	LWLockRelease(ReplicationSlotControlLock);
+	return slot != NULL;
+}
+
 int64
 resync_worker_slot_retained(const char *name)
 {
-	ReplicationSlot *slot;
-	XLogRecPtr		 restart = InvalidXLogRecPtr;
+	XLogRecPtr restart;
+	XLogRecPtr confirmed;
+	XLogRecPtr now;
 
-	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
-	slot = SearchNamedReplicationSlot(name, false);
-	if (slot != NULL)
-	{
-		SpinLockAcquire(&slot->mutex);
-		restart = slot->data.restart_lsn;
-		SpinLockRelease(&slot->mutex);
-	}
-	LWLockRelease(ReplicationSlotControlLock);
-	if (XLogRecPtrIsInvalid(restart))
+	if (!resync_worker_slot_positions(name, &restart, &confirmed) || XLogRecPtrIsInvalid(restart))
 		return -1;
-	return (int64) (GetXLogWriteRecPtr() - Min(restart, GetXLogWriteRecPtr()));
+	now = GetXLogWriteRecPtr();
+	return (int64) (now - Min(restart, now));
 }
 
-XLogRecPtr
-resync_worker_slot_confirmed(const char *name)
+bool
+resync_worker_retains_too_much(const char *name)
 {
-	ReplicationSlot *slot;
-	XLogRecPtr		 confirmed = InvalidXLogRecPtr;
-
-	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
-	slot = SearchNamedReplicationSlot(name, false);
-	if (slot != NULL)
-	{
-		SpinLockAcquire(&slot->mutex);
-		confirmed = slot->data.confirmed_flush;
-		SpinLockRelease(&slot->mutex);
-	}
-	LWLockRelease(ReplicationSlotControlLock);
-	return confirmed;
+	return resync_max_wal_retained > 0 &&
+		   resync_worker_slot_retained(name) > (int64) resync_max_wal_retained * 1024 * 1024;
 }
 
 void
 resync_worker_check_retained(const char *name)
 {
-	int64 retained;
-
-	if (resync_max_wal_retained == 0)
-		return;
-	retained = resync_worker_slot_retained(name);
-	if (retained > (int64) resync_max_wal_retained * 1024 * 1024)
+	if (resync_worker_retains_too_much(name))
 		ereport(ERROR,
 				(errcode(RESYNC_ERRCODE_NEEDS_RESYNC),
 				 errmsg("replication slot \"%s\" holds back more WAL than resync.max_wal_retained",
 						name),
 				 errdetail("It holds " INT64_FORMAT " MB and is dropped before the disk fills.",
-						   retained / (1024 * 1024)),
+						   resync_worker_slot_retained(name) / (1024 * 1024)),
 				 errhint("Run peerdb_resync() to rebuild the mirror.")));
 }
 

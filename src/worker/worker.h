@@ -82,10 +82,15 @@ extern bool resync_worker_drop_slot(const char *name);
  */
 extern int64 resync_worker_slot_retained(const char *name);
 
-/* What the slot's streamer has confirmed; 0: the slot is gone. */
-extern XLogRecPtr resync_worker_slot_confirmed(const char *name);
+/*
+ * From where on the slot needs WAL (0: what it needs is lost), and what its
+ * streamer has confirmed.  False, and both 0: the slot is gone.
+ */
+extern bool
+resync_worker_slot_positions(const char *name, XLogRecPtr *restart, XLogRecPtr *confirmed);
 
-/* Raises NEEDS_RESYNC when it holds more than resync.max_wal_retained. */
+/* Does it hold more than resync.max_wal_retained?  check: raises NEEDS_RESYNC then. */
+extern bool resync_worker_retains_too_much(const char *name);
 extern void resync_worker_check_retained(const char *name);
 
 /* Slot names: resync_<database>_<run>. */

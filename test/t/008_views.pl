@@ -169,15 +169,89 @@ foreach my $node ($t->source, $t->dest)
 }
 is($t->src("SELECT count(*) FROM peerdb.logs l WHERE l::text ~ 'verysecret'"), '0', 'nor in the logs');
 
-# history goes after resync.log_retention, the newest run never
+# ---- history goes after resync.log_retention; the newest run and the live one never
+# m: its newest run was refused, the one before it is live
+$t->dst('CREATE TABLE v2_resync (mine int)');
+my $refused = $t->resync('m');
+$t->until_true("SELECT outcome = 'refused' FROM peerdb.runs WHERE run = $refused", 'the newest run is not the live one');
+$t->dst('DROP TABLE v2_resync');
 $t->src("UPDATE peerdb._log SET logged_at = logged_at - interval '31 days'");
 $t->src("UPDATE peerdb._run SET finished_at = finished_at - interval '31 days'");
-$t->src("INSERT INTO peerdb._log (level, message) VALUES ('info', 'young')");
+$t->src("UPDATE peerdb._batch SET finished_at = finished_at - interval '31 days'");
+$t->src(<<'EOS');
+INSERT INTO peerdb._log (level, message) VALUES ('info', 'young');
+INSERT INTO peerdb._log (level, message, logged_at) VALUES ('info', 'almost', now() - interval '29 days 23 hours');
+INSERT INTO peerdb._batch SELECT id, 1000000, live_run, '0/1', '0/2', 7, now() - interval '31 days', now() - interval '29 days'
+	FROM peerdb._mirror WHERE name = 'm';
+CREATE TABLE history (what text, run bigint);
+CREATE FUNCTION history(what text, mirror_id bigint, age interval, run_phase text, replaced bigint DEFAULT NULL) RETURNS bigint LANGUAGE sql AS $$
+	WITH r AS (
+		INSERT INTO peerdb._run (mirror, mirror_name, kind, phase, outcome, replaces, started_at, finished_at)
+		VALUES (mirror_id, 'm', 'resync', run_phase, CASE WHEN run_phase = 'ended' THEN 'failed' END, replaced,
+			now() - age - interval '1 hour', now() - age)
+		RETURNING run
+	), t AS (
+		INSERT INTO peerdb._run_table (run, ordinal, relid, schema_name, table_name, dest_name, build_name, plan)
+		SELECT run, 1, 'v1'::regclass, 'public', 'v1', 'v1', 'v1_resync', '{}' FROM r
+	), p AS (
+		INSERT INTO peerdb._partition (run, partition, ordinal, relid, first_block, est_bytes)
+		SELECT run, 1, 1, 'v1'::regclass, 0, 1 FROM r
+	), l AS (
+		INSERT INTO peerdb._log (mirror, mirror_name, run, level, message, logged_at)
+		SELECT mirror_id, 'm', run, 'info', what, now() - age FROM r
+	), h AS (
+		INSERT INTO history SELECT what, run FROM r
+	)
+	SELECT run FROM r
+$$;
+SELECT history('old', id, '31 days', 'ended') FROM peerdb._mirror WHERE name = 'm';
+SELECT history('young', id, '29 days', 'ended') FROM peerdb._mirror WHERE name = 'm';
+SELECT history('of a dropped mirror', -1, '31 days', 'ended');
+SELECT history('a run that is on', -1, '31 days', 'load', history('what it replaces', -1, '31 days', 'ended'));
+SELECT history('of a slot that may exist', -1, '31 days', 'ended');
+INSERT INTO peerdb._cleanup (slot_name, run) SELECT 'of nobody', run FROM history WHERE what = 'of a slot that may exist';
+EOS
+my $kept = $t->src('SELECT run FROM peerdb._mirror m JOIN peerdb._run r ON r.run IN (m.newest_run, m.live_run) ORDER BY 1');
+is(scalar(split /\n/, $kept), 3, 'newest and live runs of two mirrors, one of them both');
 $t->source->restart;
-$t->until_true("SELECT count(*) = 0 FROM peerdb._log WHERE logged_at < now() - interval '30 days'", 'old log lines are pruned');
-is($t->src("SELECT count(*) FROM peerdb._log WHERE message = 'young'"), '1', 'young lines stay');
-is($t->src("SELECT count(*) FROM peerdb._mirror m WHERE NOT EXISTS (SELECT FROM peerdb._run r WHERE r.run = m.newest_run)"), '0', 'and the newest run of every mirror');
-$t->wait_status('m', 'running');
+$t->until_true("SELECT count(*) = 0 FROM peerdb._run WHERE run IN (SELECT run FROM history WHERE what IN ('old', 'of a dropped mirror'))", 'old ended runs are pruned');
+is($t->src("SELECT string_agg(what, ', ' ORDER BY what) FROM history WHERE run IN (SELECT run FROM peerdb._run)"),
+	'a run that is on, of a slot that may exist, what it replaces, young', 'others stay');
+foreach my $table ('_run_table', '_partition')
+{
+	is($t->src("SELECT string_agg(what, ', ' ORDER BY what) FROM history WHERE run IN (SELECT run FROM peerdb.$table)"),
+		'a run that is on, of a slot that may exist, what it replaces, young', "their rows of $table with them");
+}
+is($t->src("SELECT count(*) FROM peerdb._log WHERE logged_at < now() - interval '30 days'"), '0', 'old log lines are pruned');
+is($t->src("SELECT string_agg(message, ', ' ORDER BY message) FROM peerdb._log WHERE message IN ('old', 'young', 'almost')"), 'almost, young, young', 'young lines stay');
+is($t->src("SELECT count(*) FROM peerdb._batch WHERE finished_at < now() - interval '30 days'"), '0', 'old batches are pruned');
+is($t->src("SELECT count(*) FROM peerdb._batch WHERE batch = 1000000"), '1', 'young ones stay');
+is($t->src('SELECT run FROM peerdb._mirror m JOIN peerdb._run r ON r.run IN (m.newest_run, m.live_run) ORDER BY 1'), $kept, 'and the newest and the live run of every mirror');
+$t->until_status('m', 'running', 'which goes on');
+
+# once an hour at most: a probe that has gone by since (it drops a slot that no
+# run claims, as the last thing it does) leaves what is old
+$t->src("SELECT history('old again', -1, '31 days', 'ended')");
+my $orphan = $t->src("SELECT slot_name FROM pg_create_logical_replication_slot(format('resync_%s_999999', (SELECT oid FROM pg_database WHERE datname = current_database())), 'pgoutput')");
+# a slot at rest that holds much has the launcher look before its minute is over
+$t->src("ALTER SYSTEM SET resync.max_wal_retained = '100MB'; ALTER SYSTEM SET resync.log_retention = '1h'");
+$t->src("SELECT pg_reload_conf(), pg_logical_emit_message(false, 'test', repeat('x', 30000000))");
+$t->until_true("SELECT count(*) = 0 FROM pg_replication_slots WHERE slot_name = '$orphan'", 'the database is probed once more');
+is($t->src("SELECT count(*) FROM peerdb._run WHERE run = (SELECT run FROM history WHERE what = 'old again')"), '1', 'nothing is pruned twice within an hour');
+
+# the setting
+$t->source->restart;
+$t->until_true("SELECT count(*) = 0 FROM peerdb._log WHERE logged_at < now() - interval '1 hour'", 'a shorter resync.log_retention');
+is($t->src("SELECT string_agg(what, ', ' ORDER BY what) FROM history WHERE run IN (SELECT run FROM peerdb._run)"),
+	'a run that is on, of a slot that may exist, what it replaces', 'counts for runs, too');
+$t->src(<<'EOS');
+DELETE FROM peerdb._cleanup WHERE slot_name = 'of nobody';
+DELETE FROM peerdb._run WHERE run IN (SELECT run FROM history);
+ALTER SYSTEM RESET resync.max_wal_retained;
+ALTER SYSTEM RESET resync.log_retention;
+EOS
+$t->src('SELECT pg_reload_conf()');
+$t->until_status('m', 'running');
 
 $t->drop_all;
 done_testing();

@@ -112,6 +112,41 @@ over_limit('paused');
 $t->resync('m');
 $t->wait_status('m', 'running', 'paused: a resync recovers it');
 
+# ---- a small limit: what a healthy stream could let go at once does not count
+{
+	my $retained = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn) < 1024 * 1024 FROM pg_replication_slots";
+	$t->sync('m');
+	setting('resync.max_wal_retained', '1MB');
+	foreach my $i (1 .. 5)
+	{
+		$t->src('INSERT INTO filler SELECT generate_series(1, 60000)');
+		$t->until_true($retained, "a small limit, $i: WAL of others is let go at once", limit => 8);
+		is($t->status('m'), 'running', "a small limit, $i: an idle mirror runs on");
+	}
+
+	# what is written while the streamer reads and answers has to fit
+	setting('resync.max_wal_retained', '16MB');
+	my $writer = $t->writer('INSERT INTO filler SELECT generate_series(1, 5000);', clients => 1);
+	my $end = $t->src("SELECT pg_current_wal_lsn() + 60 * 1024 * 1024");
+	$t->until_true("SELECT pg_current_wal_lsn() > '$end'", 'a small limit: others write without a break');
+	$t->sync('m', 'a small limit: it follows meanwhile');
+	$t->stop($writer);
+	equal('a small limit');
+}
+
+# ---- a destination that does not follow
+{
+	my $lock = $t->session($dest);
+	$lock->query_safe("BEGIN; SELECT 1 FROM _peerdb_internal.resync_run WHERE state = 'active' FOR UPDATE");
+	$t->src('INSERT INTO filler SELECT generate_series(1, 60000)');
+	over_limit('a destination that does not follow');
+	$lock->query('ROLLBACK');
+	$lock->quit;
+	setting('resync.max_wal_retained');
+	$t->resync('m');
+	$t->wait_status('m', 'running', 'a destination that does not follow: a resync recovers it');
+}
+
 # ---- while it runs: a transaction that stays open
 my $long = $t->session($source);
 $long->query_safe('BEGIN; INSERT INTO filler VALUES (0)');

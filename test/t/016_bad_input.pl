@@ -189,6 +189,52 @@ else
 unchanged('more tables than locks');
 $t->source->append_conf('postgresql.conf', 'max_locks_per_transaction = 64');
 
+# ---- more tables than the destination's lock table should hold
+{
+	my $dest = $t->dest;
+	sub few_locks { my ($locks) = @_; $dest->append_conf('postgresql.conf', "max_locks_per_transaction = $locks\nmax_connections = 16"); $dest->restart; return; }
+	$t->src('CREATE SCHEMA crowd');
+	$t->src(q{DO $$ BEGIN FOR i IN 1..60 LOOP EXECUTE format('CREATE TABLE crowd.t%s (id int PRIMARY KEY, v text)', i); COMMIT; END LOOP; END $$});
+	few_locks(10);
+	run_refused('["crowd.*"]', '{}', 'dest', '53400', 'swap of 60 tables.*lock table.*HINT:.*max_locks_per_transaction', 'locks of the destination');
+
+	# what fits at first does not when there are old tables to be dropped, too
+	$t->create_mirror('f', [ map { "crowd.t$_" } 1 .. 20 ]);
+	$t->wait_status('f', 'running', 'locks of the destination: fewer tables fit');
+	$t->sync('f');
+	my $refused = "SELECT count(*) = 0 FROM peerdb_plan_resync('f') WHERE level = 'error' AND detail ~ 'lock table'";
+	is($t->src($refused), 'f', 'locks of the destination: plan_resync says so');
+	$t->resync('f');
+	$t->until_true("SELECT outcome = 'refused' AND error ~ 'max_locks_per_transaction' FROM peerdb.runs WHERE mirror = 'f' ORDER BY run DESC LIMIT 1",
+		'locks of the destination: the resync is refused');
+	is($t->status('f'), 'running', 'locks of the destination: the mirror runs on');
+	few_locks(20);
+	is($t->src($refused), 't', 'locks of the destination: plan_resync is content with more');
+	$t->resync('f');
+	$t->wait_status('f', 'running', 'locks of the destination: with more the resync works');
+
+	# others hold the locks: a few tries, then it fails, and nothing is lost
+	my $release = $t->hold_phase('f', 'swap', 'crowd.t1', sub { $t->resync('f'); });
+	my $hog = $t->session($dest);
+	$hog->query_safe(q{DO $$ BEGIN FOR i IN 1..1000000 LOOP PERFORM pg_advisory_lock(i); END LOOP; EXCEPTION WHEN out_of_memory THEN NULL; END $$;
+		SELECT count(pg_advisory_unlock(i)) FROM generate_series(1, 25) i});
+	$release->();
+	$t->until_true("SELECT outcome = 'failed' AND error ~ 'lock table.*has no room' AND error ~ 'HINT:.*max_locks_per_transaction' FROM peerdb.runs WHERE mirror = 'f' ORDER BY run DESC LIMIT 1",
+		'a lock table that others have filled: fails in the end, with the hint') or $t->describe('f');
+	like(PostgreSQL::Test::Utils::slurp_file($t->source->logfile), qr/has no room for the swap of 20 tables.*try 1 of/s, 'a lock table that others have filled: tried before');
+	$hog->quit;
+	is($t->dst('SELECT count(*) FROM crowd.t1'), '0', 'a lock table that others have filled: the old tables are there');
+	$t->until_status('f', 'failed');
+	$t->resync('f');
+	$t->wait_status('f', 'running', 'a lock table that others have filled: a resync works afterwards');
+	$t->src("SELECT peerdb_drop_mirror('f', drop_destination => true)");
+	$t->until_true("SELECT count(*) = 0 FROM peerdb.mirrors", 'locks of the destination: dropped');
+	$t->dst('DROP SCHEMA crowd');
+	$dest->append_conf('postgresql.conf', "max_locks_per_transaction = 64\nmax_connections = 60");
+	$dest->restart;
+	unchanged('locks of the destination');
+}
+
 # ---- a name server that never answers, played by a getaddrinfo() that waits
 SKIP:
 {
