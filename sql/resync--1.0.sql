@@ -298,7 +298,7 @@ CREATE FUNCTION peerdb._owner(owner oid, owner_name name, system_identifier bigi
 	RETURNS oid AS 'MODULE_PATHNAME', 'peerdb_owner' LANGUAGE C STABLE STRICT PARALLEL SAFE;
 CREATE FUNCTION peerdb._is_copy(system_identifier bigint, database_oid oid, instance text)
 	RETURNS boolean AS 'MODULE_PATHNAME', 'peerdb_is_copy' LANGUAGE C STABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION peerdb._copy_error()
+CREATE FUNCTION peerdb._copy_error(is_copy boolean)
 	RETURNS text AS 'MODULE_PATHNAME', 'peerdb_copy_error' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 CREATE FUNCTION peerdb._progress(run bigint,
 	OUT streamer text, OUT streamer_pid int, OUT copiers int, OUT rows_loading bigint,
@@ -310,7 +310,7 @@ CREATE FUNCTION peerdb._partition_progress(run bigint, partition bigint, OUT row
 COMMENT ON FUNCTION peerdb._options(jsonb) IS 'resync internal: options of a mirror over the defaults';
 COMMENT ON FUNCTION peerdb._owner(oid, name, bigint, oid) IS 'resync internal: the role that owns a mirror in this database';
 COMMENT ON FUNCTION peerdb._is_copy(bigint, oid, text) IS 'resync internal: did a mirror''s row come here with a copy of its database or server?';
-COMMENT ON FUNCTION peerdb._copy_error() IS 'resync internal: error shown for a mirror in a copy';
+COMMENT ON FUNCTION peerdb._copy_error(boolean) IS 'resync internal: error shown for a mirror in a copy, or restored from a dump';
 COMMENT ON FUNCTION peerdb._progress(bigint) IS 'resync internal: live counters of a run';
 COMMENT ON FUNCTION peerdb._partition_progress(bigint, bigint) IS 'resync internal: live counters of a partition';
 
@@ -325,8 +325,8 @@ SELECT m.id, m.name, o.owner_now,
 		WHEN 'peerdb_clickhouse' THEN 'clickhouse'
 		WHEN 'peerdb_snowflake' THEN 'snowflake'
 		WHEN 'peerdb_bigquery' THEN 'bigquery' END AS peer_type,
-	CASE WHEN x.is_copy THEN 'failed' ELSE m.status END AS status, m.status_since, m.options,
-	CASE WHEN x.is_copy THEN peerdb._copy_error() ELSE m.error END AS error, m.error_at, m.created_at,
+	CASE WHEN x.is_copy OR x.restored THEN 'failed' ELSE m.status END AS status, m.status_since, m.options,
+	CASE WHEN x.is_copy OR x.restored THEN peerdb._copy_error(x.is_copy) ELSE m.error END AS error, m.error_at, m.created_at,
 	m.server_name::text AS server_name,
 	CASE WHEN n.outcome IS NULL AND n.phase NOT IN ('stream', 'ended') THEN n.run
 		ELSE coalesce(l.run, n.run) END AS shown_run,
@@ -335,12 +335,13 @@ SELECT m.id, m.name, o.owner_now,
 	n.run AS newest_run
 FROM peerdb._mirror m
 CROSS JOIN LATERAL (SELECT peerdb._owner(m.owner, m.owner_name, m.system_identifier, m.database_oid) AS owner_now) o
-CROSS JOIN LATERAL (SELECT peerdb._is_copy(m.system_identifier, m.database_oid, m.instance) AS is_copy) x
+LEFT JOIN peerdb._run l ON l.run = m.live_run AND l.mirror = m.id
+LEFT JOIN peerdb._run n ON n.run = m.newest_run AND n.mirror = m.id
+CROSS JOIN LATERAL (SELECT peerdb._is_copy(m.system_identifier, m.database_oid, m.instance) AS is_copy,
+	m.newest_run IS NOT NULL AND n.run IS NULL AS restored) x
 LEFT JOIN pg_catalog.pg_roles a ON a.oid = o.owner_now
 LEFT JOIN pg_catalog.pg_foreign_server s ON s.oid = m.server
 LEFT JOIN pg_catalog.pg_foreign_data_wrapper w ON w.oid = s.srvfdw
-LEFT JOIN peerdb._run l ON l.run = m.live_run
-LEFT JOIN peerdb._run n ON n.run = m.newest_run
 WHERE pg_catalog.pg_has_role(o.owner_now, 'MEMBER')
 	OR pg_catalog.pg_has_role('pg_read_all_stats', 'MEMBER');
 COMMENT ON VIEW peerdb._visible IS 'resync internal: mirrors that the reader may see';

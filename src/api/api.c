@@ -215,6 +215,15 @@ resync_api_lock_mirror(const char *name)
 {
 	MirrorRow *mirror = resync_api_lock_mirror_or_copy(name);
 
+	if (mirror->restored)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("mirror \"%s\" was restored from a dump, without runs and replication slot",
+					name),
+			 errhint(
+				 "Rebuild it with peerdb_resume_mirror('%s', adopt => true), or forget it with peerdb_drop_mirror('%s').",
+				 name, name)));
 	if (resync_api_is_copy(mirror))
 		ereport(
 			ERROR,

@@ -248,12 +248,21 @@ peerdb_resume_mirror(PG_FUNCTION_ARGS)
 }
 
 /*
- * The mirror's row came here with a copy of its database: only the row goes.
+ * The mirror's row came here with a copy of its database, or a dump: only the
+ * row goes.
  * Slot and destination belong to the original (rule 9).
  */
 static void
 forget_copy(const MirrorRow *mirror, bool drop_destination)
 {
+	if (drop_destination && mirror->restored)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg(
+				 "mirror \"%s\" was restored from a dump: what is its own at the destination is not known",
+				 mirror->name),
+			 errhint("Forget the mirror, without drop_destination.")));
 	if (drop_destination)
 		ereport(
 			ERROR,
@@ -266,8 +275,10 @@ forget_copy(const MirrorRow *mirror, bool drop_destination)
 	ereport(
 		NOTICE,
 		(errmsg("mirror \"%s\" is forgotten in this database", mirror->name),
-		 errdetail(
-			 "It belongs to another database, of which this one is a copy; nothing else was touched.")));
+		 mirror->restored
+			 ? errdetail("It was restored from a dump; nothing else was touched.")
+			 : errdetail(
+				   "It belongs to another database, of which this one is a copy; nothing else was touched.")));
 }
 
 /* peerdb_drop_mirror(mirror, if_exists, drop_destination) */

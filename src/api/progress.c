@@ -62,11 +62,15 @@ peerdb_is_copy(PG_FUNCTION_ARGS)
 										  text_to_cstring(PG_GETARG_TEXT_PP(2))));
 }
 
-/* peerdb._copy_error(): what is shown as the error of a mirror in a copy */
+/*
+ * peerdb._copy_error(is_copy): what is shown as the error of a mirror in a copy,
+ * or (false) of one that was restored into its own database
+ */
 Datum
 peerdb_copy_error(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_TEXT_P(cstring_to_text(RESYNC_COPY_ERROR));
+	PG_RETURN_TEXT_P(
+		cstring_to_text(PG_GETARG_BOOL(0) ? RESYNC_COPY_ERROR : RESYNC_RESTORED_ERROR));
 }
 
 /* May the caller see this run's counters?  False too when nobody works for it. */

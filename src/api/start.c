@@ -144,7 +144,8 @@ check_destinations_free(int64 mirror)
 	uint64		  n;
 
 	n = resync_catalog_exec(
-		"SELECT pg_catalog.concat_ws('.', a.dest_schema, a.dest_name)"
+		"SELECT CASE WHEN a.dest_schema IS NULL THEN pg_catalog.quote_ident(a.dest_name)"
+		" ELSE pg_catalog.format('%I.%I', a.dest_schema, a.dest_name) END"
 		" FROM peerdb._table a"
 		" JOIN peerdb._mirror ma ON ma.id = a.mirror"
 		" JOIN peerdb._mirror mb ON mb.server = ma.server AND mb.id <> ma.id"
@@ -232,9 +233,10 @@ peerdb_create_mirror(PG_FUNCTION_ARGS)
 
 	id = insert_mirror(name, server, options);
 	insert_tables(id, specs);
-	check_destinations_free(id);
 	mirror = resync_catalog_mirror(id);
 	(void) resync_api_check_tables(mirror, GetUserId(), &ntables);
+	/* last: it tells of others' mirrors, so only to those who could make this one */
+	check_destinations_free(id);
 	PG_RETURN_INT64(resync_api_start_run(mirror, true, false, NULL));
 }
 

@@ -86,10 +86,13 @@ look(int64 mirror, Now *now)
 	if (SPI_execute_with_args(
 			"SELECT m.status, m.error, m.error_sqlstate, m.live_run, l.confirmed_lsn,"
 			" m.newest_run, n.phase, n.outcome, n.error, n.error_sqlstate,"
-			" peerdb._is_copy(m.system_identifier, m.database_oid, m.instance)"
+			" peerdb._is_copy(m.system_identifier, m.database_oid, m.instance),"
+			" m.newest_run IS NOT NULL AND n.run IS NULL"
 			" FROM peerdb._mirror m"
 			" LEFT JOIN peerdb._run l ON l.run OPERATOR(pg_catalog.=) m.live_run"
+			" AND l.mirror OPERATOR(pg_catalog.=) m.id"
 			" LEFT JOIN peerdb._run n ON n.run OPERATOR(pg_catalog.=) m.newest_run"
+			" AND n.mirror OPERATOR(pg_catalog.=) m.id"
 			" WHERE m.id OPERATOR(pg_catalog.=) $1",
 			1, &type, &arg, NULL, true, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not read the state of mirror " INT64_FORMAT, mirror);
@@ -99,6 +102,7 @@ look(int64 mirror, Now *now)
 		HeapTuple tup = SPI_tuptable->vals[0];
 		TupleDesc desc = SPI_tuptable->tupdesc;
 		bool	  isnull;
+		bool	  is_copy;
 		Datum	  d;
 
 		now->status = resync_api_copy_value(context, 0, 1);
@@ -114,10 +118,12 @@ look(int64 mirror, Now *now)
 		now->outcome = resync_api_copy_value(context, 0, 8);
 		now->run_error = resync_api_copy_value(context, 0, 9);
 		now->run_sqlstate = resync_api_copy_value(context, 0, 10);
-		if (DatumGetBool(SPI_getbinval(tup, desc, 11, &isnull)))
+		is_copy = DatumGetBool(SPI_getbinval(tup, desc, 11, &isnull));
+		if (is_copy || DatumGetBool(SPI_getbinval(tup, desc, 12, &isnull)))
 		{
 			now->status = MemoryContextStrdup(context, "failed");
-			now->error = MemoryContextStrdup(context, RESYNC_COPY_ERROR);
+			now->error = MemoryContextStrdup(context,
+											 is_copy ? RESYNC_COPY_ERROR : RESYNC_RESTORED_ERROR);
 			now->error_sqlstate = MemoryContextStrdup(context, "RS002");
 		}
 	}

@@ -44,6 +44,7 @@ typedef struct MirrorRow
 	Oid	   database;
 	char  *instance; /* of the server (catalog/instance.c) */
 	bool   is_copy;	 /* the row came here with a copy: status is "failed" */
+	bool   restored; /* is_copy, and by a dump of this very database */
 	char  *status;
 	int64  live_run;   /* 0 = none */
 	int64  newest_run; /* 0 = none */
@@ -173,6 +174,18 @@ extern const char *resync_catalog_peer_type(const char *wrapper); /* "postgres",
 	" directory was moved by copying.\n"                                                  \
 	"HINT:  Take the mirror over with peerdb_resume_mirror(mirror, adopt => true), which" \
 	" rebuilds it and fences the original, or forget it here with peerdb_drop_mirror()."
+
+/*
+ * What a mirror shows whose database is the right one, but whose row came back
+ * with a dump, after the extension was dropped: the run that it names is not
+ * there, or is another mirror's.
+ */
+#define RESYNC_RESTORED_ERROR                                                                \
+	"this mirror was restored from a dump\n"                                                 \
+	"DETAIL:  Its runs and its replication slot do not travel in a dump, and what was"       \
+	" changed since is not known.\n"                                                         \
+	"HINT:  Rebuild the mirror with peerdb_resume_mirror(mirror, adopt => true), or forget " \
+	"it with peerdb_drop_mirror()."
 
 extern char *resync_catalog_instance(void);
 extern bool	 resync_catalog_is_copy(uint64 system_identifier, Oid database, const char *instance);

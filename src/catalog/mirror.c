@@ -83,7 +83,9 @@ sqlstate_text(int sqlerrcode)
 
 #define MIRROR_COLUMNS                                                                        \
 	"id, name, owner, server, server_name, options, token, system_identifier, database_oid, " \
-	"status, live_run, newest_run, want_pause, want_cancel, want_drop, error, adopt_from, instance"
+	"status, live_run, newest_run, want_pause, want_cancel, want_drop, error, adopt_from, "   \
+	"instance, newest_run IS NOT NULL AND NOT EXISTS (SELECT FROM peerdb._run r "             \
+	"WHERE r.run = newest_run AND r.mirror = id)"
 
 /* The row that is in SPI_tuptable. */
 static MirrorRow *
@@ -113,10 +115,19 @@ mirror_from_result(MemoryContext context)
 	mirror->instance = result_text(0, 18, context);
 	mirror->is_copy = resync_catalog_is_copy(mirror->system_identifier, mirror->database,
 											 mirror->instance);
+	mirror->restored = !mirror->is_copy && result_bool(0, 19);
+	if (mirror->restored)
+	{
+		/* runs of that number are others' */
+		mirror->is_copy = true;
+		mirror->live_run = 0;
+		mirror->newest_run = 0;
+	}
 	if (mirror->is_copy)
 	{
 		mirror->status = MemoryContextStrdup(context, "failed");
-		mirror->error = MemoryContextStrdup(context, RESYNC_COPY_ERROR);
+		mirror->error = MemoryContextStrdup(context, mirror->restored ? RESYNC_RESTORED_ERROR
+																	  : RESYNC_COPY_ERROR);
 	}
 	return mirror;
 }

@@ -97,9 +97,13 @@ struct DestinationRoutine
 
 	/*
 	 * Make the run known: metadata objects if missing, the run's row (applied
-	 * LSN = start_lsn).  A run that is active already stays as it is; one that
-	 * was ended begins again.  Raises
-	 * RESYNC_ERRCODE_DIVERGED if the mirror's mark belongs to another source.
+	 * LSN = start_lsn).  Repeatable: a run that is active there with that LSN
+	 * stays as it is; one that was ended begins again.  One that is active with
+	 * another LSN, or whose tables are live, is not this one but its namesake
+	 * of a time that the source has lost (it was restored in place, and numbers
+	 * its runs once more): what it was building goes, its live tables stay, as
+	 * an old run's, and the run begins afresh.  Raises RESYNC_ERRCODE_DIVERGED
+	 * if the mirror's mark belongs to another source.
 	 */
 	void (*begin_run)(Destination *dest, XLogRecPtr start_lsn);
 

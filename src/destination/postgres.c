@@ -602,6 +602,76 @@ make_metadata(PgDestination *dest)
 }
 
 /*
+ * Drop tables that the marks of a token (a literal) name, and only if OID and
+ * name both still fit (an OID alone may have been given out again).
+ */
+static void
+drop_marked(PgDestination *dest, const char *token, const char *condition)
+{
+	PGresult *res;
+
+	res = resync_pq_exec(
+		dest->conn, psprintf("SELECT n.nspname, c.relname FROM %s.resync_table t"
+							 " JOIN pg_class c ON c.oid = t.build_oid AND c.relkind = 'r'"
+							 " JOIN pg_namespace n ON n.oid = c.relnamespace"
+							 " WHERE t.token = %s AND n.nspname = t.dest_schema AND c.relname ="
+							 " CASE WHEN t.swapped THEN t.dest_name ELSE t.build_name END AND %s"
+							 " ORDER BY c.oid",
+							 dest->meta_quoted, token, condition));
+	for (int i = 0; i < PQntuples(res); i++)
+		resync_pq_exec(dest->conn,
+					   psprintf("DROP TABLE IF EXISTS %s",
+								resync_pq_qualified(PQgetvalue(res, i, 0), PQgetvalue(res, i, 1))));
+	resync_pq_clear(res);
+}
+
+/*
+ * Is there a run of this number that is not ours?  A run has applied nothing and
+ * swapped nothing before phase load, so that a row with another LSN, and marks of
+ * live tables, are of a time that the source has lost.  By rule 9 it is the same
+ * database: nobody works for that run any more, and a backend it has left holds
+ * the run's row, which is waited for, or is fenced out by the new LSN.  What it
+ * was building is dropped; its live tables stay the mirror's, under a number that
+ * no run has.
+ */
+static void
+end_namesake(PgDestination *dest, XLogRecPtr start_lsn)
+{
+	const char *token = resync_pg_literal(dest->head.id->token);
+	const char *m = dest->meta_quoted;
+	int64		run = dest->head.id->run;
+	PGresult   *res;
+
+	res = resync_pq_exec(dest->conn,
+						 psprintf("SELECT state = 'active' AND applied_lsn <> %s FROM %s.resync_run"
+								  " WHERE token = %s AND run = " INT64_FORMAT " FOR UPDATE",
+								  resync_pg_lsn(start_lsn), m, token, run));
+	if (PQntuples(res) > 0 && PQgetvalue(res, 0, 0)[0] == 't')
+	{
+		ereport(LOG, (errmsg("run " INT64_FORMAT
+							 " of mirror \"%s\" takes the place of another run of that "
+							 "number at the destination",
+							 run, dest->head.id->mirror),
+					  errdetail("The other one is of a time that this server was put back from.")));
+		drop_marked(dest, token, psprintf("t.run = " INT64_FORMAT " AND NOT t.swapped", run));
+		resync_pq_exec(
+			dest->conn,
+			psprintf("DELETE FROM %s.resync_table WHERE token = %s AND run = " INT64_FORMAT
+					 " AND NOT swapped;"
+					 "DELETE FROM %s.resync_partition WHERE token = %s AND run = " INT64_FORMAT
+					 ";UPDATE %s.resync_run SET state = 'retired' WHERE token = %s"
+					 " AND run = " INT64_FORMAT,
+					 m, token, run, m, token, run, m, token, run));
+	}
+	resync_pq_clear(res);
+	resync_pq_exec(dest->conn,
+				   psprintf("UPDATE %s.resync_table SET run = (SELECT least(min(run), 0) - 1"
+							" FROM %s.resync_table WHERE token = %s)"
+							" WHERE token = %s AND run = " INT64_FORMAT " AND swapped",
+							m, m, token, token, run));
+}
+
+/*
  * A run that is retired already begins once more: its load starts over with a
  * new slot (a table was changed under it).
  */
@@ -626,6 +696,7 @@ pg_begin_run(Destination *head, XLogRecPtr start_lsn)
 				 dest->meta_quoted, token, resync_pg_literal(id->mirror), id->system_identifier,
 				 id->database));
 	check_mirror(dest);
+	end_namesake(dest, start_lsn);
 	resync_pq_exec(dest->conn,
 				   psprintf("INSERT INTO %s.resync_run (token, run, state, applied_lsn)"
 							" VALUES (%s, " INT64_FORMAT
@@ -634,30 +705,6 @@ pg_begin_run(Destination *head, XLogRecPtr start_lsn)
 							" WHERE resync_run.state = 'retired'; COMMIT",
 							dest->meta_quoted, token, id->run, resync_pg_lsn(start_lsn)));
 	MemoryContextSwitchTo(old);
-}
-
-/*
- * Drop tables that the marks of a token (a literal) name, and only if OID and
- * name both still fit (an OID alone may have been given out again).
- */
-static void
-drop_marked(PgDestination *dest, const char *token, const char *condition)
-{
-	PGresult *res;
-
-	res = resync_pq_exec(
-		dest->conn, psprintf("SELECT n.nspname, c.relname FROM %s.resync_table t"
-							 " JOIN pg_class c ON c.oid = t.build_oid AND c.relkind = 'r'"
-							 " JOIN pg_namespace n ON n.oid = c.relnamespace"
-							 " WHERE t.token = %s AND n.nspname = t.dest_schema AND c.relname ="
-							 " CASE WHEN t.swapped THEN t.dest_name ELSE t.build_name END AND %s"
-							 " ORDER BY c.oid",
-							 dest->meta_quoted, token, condition));
-	for (int i = 0; i < PQntuples(res); i++)
-		resync_pq_exec(dest->conn,
-					   psprintf("DROP TABLE IF EXISTS %s",
-								resync_pq_qualified(PQgetvalue(res, i, 0), PQgetvalue(res, i, 1))));
-	resync_pq_clear(res);
 }
 
 /*

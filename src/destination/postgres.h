@@ -57,6 +57,10 @@ typedef struct PgDestination
 	int			  swaps_without_room; /* swaps that the lock table had no room for */
 } PgDestination;
 
+/* How PeerDB calls its columns unless told otherwise; case does not matter. */
+#define PEERDB_SOFT_DELETE "_peerdb_is_deleted"
+#define PEERDB_SYNCED_AT "_peerdb_synced_at"
+
 /* How a transaction locks the run's row. */
 typedef enum PgFence
 {

@@ -216,6 +216,32 @@ check_dependents(PgDestination *dest, const ResyncTable *table, const char *oid)
 					errhint("Drop them there before the resync, and create them again after it.")));
 }
 
+/*
+ * Columns of the old table whose default is no loss, as a condition on its
+ * attname: the two that we add, in our spelling and PeerDB's, unless the source
+ * has one of the name.
+ */
+static char *
+own_column_condition(PgDestination *dest, const ResyncTable *table)
+{
+	const char *names[] = {PEERDB_SOFT_DELETE, PEERDB_SYNCED_AT, resync_pg_soft_delete_column(dest),
+						   resync_pg_synced_at_column(dest)};
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "lower(a.attname) IN (''");
+	for (int i = 0; i < lengthof(names); i++)
+	{
+		if (names[i] != NULL)
+			appendStringInfo(&buf, ", lower(%s)", resync_pg_literal(names[i]));
+	}
+	appendStringInfoString(&buf, ") AND a.attname NOT IN (''");
+	for (int i = 0; i < table->ncols; i++)
+		appendStringInfo(&buf, ", %s", resync_pg_literal(table->cols[i].dest_name));
+	appendStringInfoChar(&buf, ')');
+	return buf.data;
+}
+
 /* What the new table will not have. */
 static void
 warn_of_losses(PgDestination *dest, const ResyncTable *table, const char *oid, List **warnings,
@@ -239,13 +265,8 @@ warn_of_losses(PgDestination *dest, const ResyncTable *table, const char *oid, L
 			" AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = i.indexrelid AND conrelid = i.indrelid)"
 			" UNION ALL SELECT 'statistics object ' || quote_ident(stxname) FROM pg_statistic_ext WHERE stxrelid = %s"
 			" UNION ALL SELECT 'default of column ' || quote_ident(a.attname) FROM pg_attrdef d JOIN pg_attribute a"
-			" ON a.attrelid = d.adrelid AND a.attnum = d.adnum WHERE d.adrelid = %s AND a.attname NOT IN (%s, %s)",
-			oid, oid, oid, oid, oid, oid, oid,
-			resync_pg_soft_delete_column(dest)
-				? resync_pg_literal(resync_pg_soft_delete_column(dest))
-				: "''",
-			resync_pg_synced_at_column(dest) ? resync_pg_literal(resync_pg_synced_at_column(dest))
-											 : "''"));
+			" ON a.attrelid = d.adrelid AND a.attnum = d.adnum WHERE d.adrelid = %s AND NOT (%s)",
+			oid, oid, oid, oid, oid, oid, oid, own_column_condition(dest, table)));
 	for (int i = 0; i < PQntuples(res); i++)
 		add_warning(warnings, context,
 					psprintf("table %s at the destination will lose: %s", resync_pg_live(table),

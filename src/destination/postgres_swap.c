@@ -48,10 +48,6 @@ typedef struct OldTable
 	char		 *synced;  /* its column of times, NULL: none */
 } OldTable;
 
-/* How PeerDB calls its columns unless told otherwise; case does not matter. */
-#define PEERDB_SOFT_DELETE "_peerdb_is_deleted"
-#define PEERDB_SYNCED_AT "_peerdb_synced_at"
-
 /*
  * Is this column of the old table the one that stands for ours?  PeerDB spells
  * its own in upper case, so that the name alone is not enough: 3 = ours, 2 = but

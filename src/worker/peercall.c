@@ -15,6 +15,7 @@
 #include "access/xact.h"
 #include "destination/destination.h"
 #include "miscadmin.h"
+#include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 
@@ -147,9 +148,9 @@ check_tables(CheckState *state, ResyncTable **tables, int ntables, PeerCallRepor
 
 	for (int i = 0; i < ntables; i++)
 	{
-		char	 *check = psprintf("destination table %s%s%s",
-							   tables[i]->dest_schema ? tables[i]->dest_schema : "",
-							   tables[i]->dest_schema ? "." : "", tables[i]->dest_name);
+		char *check = psprintf(
+			"destination table %s",
+			quote_qualified_identifier(tables[i]->dest_schema, tables[i]->dest_name));
 		ListCell *lc;
 
 		state->warnings = NIL;

@@ -315,7 +315,8 @@ excluded_columns(const ResyncTable *table)
 
 /*
  * Connect, compare positions, start decoding.  Rule 3: a destination that is
- * behind what was confirmed went back in time.
+ * behind what was confirmed went back in time; one that is ahead of our WAL
+ * tells that we did.
  */
 static void
 open_stream(Streamer *st)
@@ -336,6 +337,14 @@ open_stream(Streamer *st)
 				 "It holds changes up to %X/%X; changes up to %X/%X were confirmed as durable there and are no longer kept here.",
 				 LSN_FORMAT_ARGS(st->applied), LSN_FORMAT_ARGS(confirmed)),
 			 errhint("Run peerdb_resync() to rebuild the mirror.")));
+	/* or this server did: what comes now would count as applied */
+	if (st->applied > GetFlushRecPtr(NULL))
+		ereport(ERROR,
+				(errcode(RESYNC_ERRCODE_DIVERGED),
+				 errmsg("the source of mirror \"%s\" went back in time", st->run->id.mirror),
+				 errdetail("The destination holds changes up to %X/%X; the WAL here ends at %X/%X.",
+						   LSN_FORMAT_ARGS(st->applied), LSN_FORMAT_ARGS(GetFlushRecPtr(NULL))),
+				 errhint("Run peerdb_resync() to rebuild the mirror.")));
 	pg_atomic_write_u64(&st->rs->applied_lsn, st->applied);
 
 	/*

@@ -275,4 +275,58 @@ $elsewhere->safe_psql('postgres', "INSERT INTO b VALUES (3002, 'elsewhere')");
 $t->sync('p', 'the adopted one goes on', node => $elsewhere);
 $t->until_true("SELECT count(*) = 1 FROM pg_replication_slots", 'only the slot of the third mirror is left');
 
+# ---- a dump restored into the very same database, after DROP EXTENSION
+{
+	my @db = (db => 'again');
+	$source->safe_psql('template1', 'CREATE DATABASE again TEMPLATE template0');
+	$t->install('again');
+	$t->src(<<'EOS', @db);
+CREATE TABLE r (id int PRIMARY KEY, v text);
+CREATE TABLE q (id int PRIMARY KEY);
+INSERT INTO r SELECT i, md5(i::text) FROM generate_series(1, 100) i;
+EOS
+	foreach my $m ('r', 'q') { $t->create_mirror($m, ["public.$m"], {}, @db); $t->wait_status($m, 'running', "restored: $m runs at first", @db); }
+	$t->src('DELETE FROM r WHERE id = 7', @db);
+	$t->sync('r', 'restored: with a soft-deleted row', @db);
+	my $run = $t->src("SELECT run FROM peerdb.mirrors WHERE mirror = 'r'", @db);
+	$source->run_log([ 'pg_dump', '-d', $source->connstr('again'), '-f', "$tmp/again.sql" ]);
+	$t->src('DROP EXTENSION resync CASCADE; DROP TABLE r, q', @db);
+	$t->until_true("SELECT count(*) = 0 FROM pg_replication_slots WHERE database = 'again'", 'restored: DROP EXTENSION takes the slots with it');
+	$source->command_ok([ 'psql', '-Xq', '-v', 'ON_ERROR_STOP=1', '-d', $source->connstr('again'), '-f', "$tmp/again.sql" ], 'restored: the dump');
+	is($t->src('SELECT system_identifier = (SELECT system_identifier FROM pg_control_system()) AND database_oid = (SELECT oid FROM pg_database WHERE datname = current_database()) FROM peerdb._mirror', @db),
+		"t\nt", 'restored: into the very same database');
+
+	# another mirror's run gets the number that the dumped row names
+	$t->src('CREATE TABLE s (id int PRIMARY KEY); INSERT INTO s VALUES (1)', @db);
+	is($t->create_mirror('s', ['public.s'], {}, @db), $run, 'restored: numbers of runs begin again');
+	$t->wait_status('s', 'running', 'restored: another mirror can be made', @db);
+	foreach my $m ('r', 'q')
+	{
+		is($t->src("SELECT status, phase, split_part(error, E'\n', 1), error ~ 'adopt => true' FROM peerdb.mirrors WHERE mirror = '$m'", @db),
+			'failed||this mirror was restored from a dump|t', "restored: $m is shown as failed, and why");
+		is($t->src("SELECT status FROM peerdb.mirror_tables WHERE mirror = '$m'", @db), 'failed', "restored: so is the table of $m");
+		is($t->status($m, @db), 'failed', "restored: status of $m");
+		foreach my $call ("peerdb_resync('$m')", "peerdb_resume_mirror('$m')", "peerdb_drop_mirror('$m', drop_destination => true)")
+		{
+			my ($status, $out, $err) = $t->try("SELECT $call", @db);
+			like($err, qr/55000: .*restored from a dump.*HINT/s, "restored: $call says so");
+		}
+		my ($status, $out, $err) = $t->try("SELECT peerdb_wait_for_status('$m', 'running', '20 s')", @db);
+		like($err, qr/RS002.*restored from a dump/s, "restored: waiting for $m says so");
+	}
+	$source->restart;
+	$t->src("INSERT INTO r VALUES (1000, 'after the restore'); DELETE FROM r WHERE id = 8; INSERT INTO s VALUES (2)", @db);
+	$t->sync('s', 'restored: the other mirror goes on, also after a restart', @db);
+	$t->src("SELECT peerdb_resume_mirror('r', adopt => true)", @db);
+	$t->wait_status('r', 'running', 'restored: rebuilt by adopt', @db);
+	$t->same('r', 'restored: equal', @db);
+	is($t->dst("SELECT string_agg(id::text, ',' ORDER BY id) FROM r WHERE _peerdb_is_deleted"), '7,8', 'restored: soft-deleted rows are kept');
+	$t->resync('r', {}, @db);
+	$t->wait_status('r', 'running', 'restored: resync works from then on', @db);
+	my (undef, undef, $err) = $t->try("SELECT peerdb_drop_mirror('q')", @db);
+	like($err, qr/restored from a dump; nothing else was touched/, 'restored: or it can be forgotten');
+	$t->sync('s', 'restored: nothing hurt the other mirror', @db);
+	$t->same('s', 'restored: the other mirror is equal', @db);
+}
+
 done_testing();

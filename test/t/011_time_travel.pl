@@ -203,5 +203,57 @@ $t->resync('m');
 $t->wait_status('m', 'running', 'a resync recovers it');
 equal('after the resync');
 
+# ---- the source is put back to an earlier time, in place: the same server, as
+# far as anybody can tell, even with its slots
+sub keep_source
+{
+	$source->stop;
+	$source->run_log([ 'rm', '-rf', $source->data_dir . '.old' ]);
+	$source->run_log([ 'cp', '-a', $source->data_dir, $source->data_dir . '.old' ]);
+	$source->start;
+	return;
+}
+sub put_source_back
+{
+	my ($data, $old) = ($source->data_dir, $source->data_dir . '.old');
+	$source->stop;
+	# PG_VERSION stays: a restore that leaves alone what is equal, or a volume's snapshot
+	$source->command_ok([ 'bash', '-c', "find '$data' -mindepth 1 -maxdepth 1 ! -name PG_VERSION -exec rm -rf {} + && tar -C '$old' --exclude=./PG_VERSION -cf - . | tar -C '$data' -xf -" ], 'the source is put back');
+	$source->start;
+	return;
+}
+sub newest_run { return $t->src("SELECT max(run) FROM peerdb.runs"); }
+
+keep_source();
+change() foreach 1 .. 3;
+$t->src("INSERT INTO z SELECT i, repeat(md5(i::text), 30) FROM generate_series(100000, 105000) i");
+$t->sync('m');
+put_source_back();
+$t->until_failed('m', qr/source.*went back in time.*peerdb_resync/s, 'source put back');
+$t->until_true("SELECT count(*) = 0 FROM pg_replication_slots", 'source put back: its slot is gone');
+$t->resync('m');
+$t->wait_status('m', 'running', 'source put back: a resync recovers it');
+equal('source put back');
+
+# runs get numbers that the destination knows: of a live run, then of a retired one
+foreach my $case (1, 2)
+{
+	keep_source();
+	$t->resync('m');
+	$t->wait_status('m', 'running', "source put back before run, $case: a run that will be lost");
+	my $lost = newest_run();
+	change() foreach 1 .. 3;
+	$t->src("INSERT INTO z SELECT i, repeat(md5(i::text), 30) FROM generate_series(200000, 205000) i");
+	$t->sync('m');
+	if ($case == 2) { $t->resync('m'); $t->wait_status('m', 'running', "source put back before run, $case: two of them"); }
+	put_source_back();
+	$t->until_failed('m', qr/no longer in charge.*peerdb_resync/s, "source put back before run, $case");
+	$t->resync('m');
+	is(newest_run(), $lost, "source put back before run, $case: the number is used again");
+	$t->wait_status('m', 'running', "source put back before run, $case: a resync recovers it");
+	equal("source put back before run, $case");
+	is($t->dst("SELECT count(*) FROM _peerdb_internal.resync_table WHERE swapped"), '2', "source put back before run, $case: marks of the live tables only");
+}
+
 $t->drop_all;
 done_testing();

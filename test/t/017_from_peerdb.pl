@@ -92,8 +92,11 @@ is($t->dst(q{SELECT string_agg(id::text, ',' ORDER BY id) FROM spelled WHERE "_P
 peerdb_table('by_default');
 # time zone of the destination's sessions: PeerDB writes UTC
 $t->dst("ALTER DATABASE postgres SET timezone = 'Asia/Tokyo'");
+$t->dst("ALTER TABLE by_default ALTER n SET DEFAULT 7");
 $t->create_mirror('by_default', ['public.by_default'], { replace_existing => 'true' });
 $t->wait_status('by_default', 'running', 'default names: moved over');
+is($t->src("SELECT string_agg(message, '; ' ORDER BY id) FROM peerdb.logs WHERE mirror = 'by_default' AND level = 'warning'"),
+	'table "public"."by_default" at the destination will lose: default of column n', 'default names: no warning of defaults of PeerDB\'s own columns');
 tombstones('by_default', 'default names', mirror => 'by_default');
 is($t->dst("SELECT count(*) FROM information_schema.columns WHERE table_name = 'by_default' AND column_name LIKE '\\_PEERDB%'"),
 	'0', 'default names: the upper-case columns are gone');
