@@ -1,7 +1,8 @@
 #!/bin/bash
-# Installs what `make test` and `make demo` need and the machine has not, by
-# apt.  Runs as root or by sudo; does nothing, and needs no rights, when
-# everything is there.
+# Installs what `make test`, `make demo` (argument demo) and `make
+# test-valgrind` (argument valgrind) need and the machine has not, by apt.  Runs
+# as root or by sudo; does nothing, and needs no rights, when everything is
+# there.
 #
 # Neither starts nor changes a cluster: where postgresql-15 is not installed
 # yet, postgresql-common is told first not to create the "main" cluster.
@@ -13,9 +14,10 @@ wanted=(
 	"postgresql-$PGVER" "postgresql-server-dev-$PGVER" "postgresql-$PGVER-cron"
 	libpq-dev libipc-run-perl make gcc perl clang-format
 )
-if [ "${1:-}" = demo ]; then
-	wanted=("postgresql-$PGVER" "postgresql-server-dev-$PGVER" libpq-dev make gcc)
-fi
+case "${1:-}" in
+	demo) wanted=("postgresql-$PGVER" "postgresql-server-dev-$PGVER" libpq-dev make gcc) ;;
+	valgrind) wanted+=(valgrind libc6-dbg) ;;
+esac
 
 missing=()
 for package in "${wanted[@]}"; do

@@ -25,11 +25,17 @@ copy_sources() {
 }
 
 # make_server PREFIX: a private server; its pg_config is
-# $PREFIX/lib/postgresql/$PGVER/bin/pg_config.
+# $PREFIX/lib/postgresql/$PGVER/bin/pg_config.  RESYNC_SERVER=/some/prefix copies
+# the one installed there (README.md says how to build it) instead of Debian's.
 make_server() {
 	local prefix=$1
 	local lib=$prefix/lib/postgresql/$PGVER
 
+	if [ -n "${RESYNC_SERVER:-}" ]; then
+		mkdir -p "$prefix/lib/postgresql"
+		cp -a "$RESYNC_SERVER" "$lib"
+		return
+	fi
 	mkdir -p "$lib" "$prefix/share/postgresql"
 	cp -a "/usr/lib/postgresql/$PGVER/bin" "$lib/bin"
 	cp -rs "/usr/lib/postgresql/$PGVER/lib" "$lib/lib"

@@ -14,6 +14,7 @@
 #                        isolation specs (name "regress", "isolation" to have them)
 # KEEP=1                 leave the directory behind, print its name
 # JOBS=n                 TAP tests at a time (2)
+# VALGRIND=1             the servers run under valgrind (valgrind.sh)
 
 set -uo pipefail
 
@@ -25,7 +26,7 @@ umask 022
 # ---------------------------------------------------------------- outer part:
 # packages, directory, and the step down from root
 if [ -z "${RESYNC_TEST_DIR:-}" ]; then
-	bash "$repo/test/install_deps.sh" || {
+	bash "$repo/test/install_deps.sh" ${VALGRIND:+valgrind} || {
 		echo "0 passed, 1 failed"
 		exit 1
 	}
@@ -109,8 +110,15 @@ wants() {
 	return 1
 }
 
-make_server "$work/pg"
-make_server "$work/pgdebug"
+if [ -n "${VALGRIND:-}" ]; then
+	. "$src/test/valgrind.sh"
+	valgrind_timeouts
+	make_valgrind_server "$work/pg" "$work/valgrind" "$src/test/valgrind.supp"
+	make_valgrind_server "$work/pgdebug" "$work/valgrind" "$src/test/valgrind.supp"
+else
+	make_server "$work/pg"
+	make_server "$work/pgdebug"
+fi
 pg_config=$(private_pg_config "$work/pg")
 debug_pg_config=$(private_pg_config "$work/pgdebug")
 bindir=$("$pg_config" --bindir)
@@ -217,6 +225,11 @@ if [ ${#files[@]} -gt 0 ]; then
 		echo "FAILED  TAP tests: no result"
 		failed=$((failed + 1))
 	fi
+fi
+
+if [ -n "${VALGRIND:-}" ]; then
+	stop_clusters "$work"
+	check "no error of ours under valgrind" valgrind_errors "$work/valgrind" "$work/build"
 fi
 
 finish

@@ -64,9 +64,6 @@ extern char *resync_api_copy_value(MemoryContext context, int row, int column);
 /* Settings of the server: wal_level and so on; raises. */
 extern void resync_api_check_server(void);
 
-/* LOGIN and REPLICATION of the owner; raises. */
-extern void resync_api_check_role(Oid owner);
-
 /*
  * The mirror's tables as they are now, and the owner's rights on them:
  * resolves them, then SELECT on each column, row security.  Raises.

@@ -1,7 +1,7 @@
 /*
  * checks.c
  *		What the source knows about a mirror before anything is done: settings
- *		of the server, attributes of the owner, his rights on the tables.
+ *		of the server, the owner's rights on the tables.
  *
  * Called in a user's backend by peerdb_create_mirror, peerdb_resync,
  * peerdb_edit_mirror and peerdb_plan_resync.  Changes nothing; the tables'
@@ -11,14 +11,9 @@
 
 #include "api/api.h"
 
-#include "access/htup_details.h"
 #include "access/xlog.h"
-#include "catalog/pg_authid.h"
-#include "miscadmin.h"
 #include "replication/slot.h"
-#include "utils/builtins.h"
 #include "utils/snapmgr.h"
-#include "utils/syscache.h"
 
 void
 resync_api_check_server(void)
@@ -49,37 +44,6 @@ resync_api_check_server(void)
 			 errhint(
 				 "Set old_snapshot_threshold = -1 in postgresql.conf and restart the server.")));
 #endif
-}
-
-void
-resync_api_check_role(Oid owner)
-{
-	HeapTuple	   tup;
-	Form_pg_authid role;
-	bool		   may_login;
-	bool		   may_replicate;
-	char		  *name;
-
-	tup = SearchSysCache1(AUTHOID, ObjectIdGetDatum(owner));
-	if (!HeapTupleIsValid(tup))
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-						errmsg("the mirror's owner does not exist any more")));
-	role = (Form_pg_authid) GETSTRUCT(tup);
-	may_login = role->rolcanlogin;
-	may_replicate = role->rolsuper || role->rolreplication;
-	name = pstrdup(NameStr(role->rolname));
-	ReleaseSysCache(tup);
-
-	if (!may_replicate)
-		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-						errmsg("permission denied to own a mirror"),
-						errdetail("Role \"%s\" does not have the REPLICATION attribute.", name),
-						errhint("ALTER ROLE %s REPLICATION;", quote_identifier(name))));
-	if (!may_login)
-		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-						errmsg("permission denied to own a mirror"),
-						errdetail("Role \"%s\" does not have the LOGIN attribute.", name),
-						errhint("ALTER ROLE %s LOGIN;", quote_identifier(name))));
 }
 
 ResyncTable **

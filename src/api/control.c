@@ -194,7 +194,7 @@ adopt(MirrorRow *mirror)
 						errhint("Create role and server by the names they have in the original.")));
 	resync_catalog_finish();
 	mirror = resync_catalog_mirror(mirror->id);
-	resync_api_check_role(mirror->owner);
+	resync_catalog_check_role(mirror->owner);
 	(void) resync_api_start_run(mirror, false, false, NULL);
 }
 

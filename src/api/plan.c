@@ -15,7 +15,6 @@
 #include <sys/statvfs.h>
 
 #include "access/twophase.h"
-#include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "funcapi.h"
@@ -27,8 +26,6 @@
 #include "storage/lock.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
-#include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "worker/peercall.h"
 
 PG_FUNCTION_INFO_V1(peerdb_plan_resync);
@@ -89,10 +86,12 @@ pretty(double bytes)
 
 /* The checks of peerdb_resync itself; all of them raise. */
 static void
-source_checks(ResyncPlan *plan)
+source_checks(void *arg)
 {
+	ResyncPlan *plan = arg;
+
 	resync_api_check_server();
-	resync_api_check_role(plan->mirror->owner);
+	resync_catalog_check_role(plan->mirror->owner);
 	(void) resync_catalog_peer(plan->mirror->server, plan->mirror->owner);
 	plan->tables = resync_api_check_tables(plan->mirror, plan->mirror->owner, &plan->ntables);
 }
@@ -101,39 +100,17 @@ source_checks(ResyncPlan *plan)
 static void
 check_source(ResyncPlan *plan)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData *error = resync_catalog_try(source_checks, plan);
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
+	if (error == NULL)
+		add_row(plan, "source", "ok", "settings, owner and tables are fit for a resync");
+	else
 	{
-		source_checks(plan);
-		ReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
-	}
-	PG_CATCH();
-	{
-		ErrorData *edata;
-
-		MemoryContextSwitchTo(context);
-		edata = CopyErrorData();
-		if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED ||
-			ERRCODE_TO_CATEGORY(edata->sqlerrcode) == ERRCODE_OPERATOR_INTERVENTION)
-			PG_RE_THROW();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
 		plan->tables = NULL;
 		add_row(plan, "source", "error",
-				edata->hint != NULL ? psprintf("%s (%s)", edata->message, edata->hint)
-									: edata->message);
+				error->hint != NULL ? psprintf("%s (%s)", error->message, error->hint)
+									: error->message);
 	}
-	PG_END_TRY();
-	if (plan->tables != NULL)
-		add_row(plan, "source", "ok", "settings, owner and tables are fit for a resync");
 }
 
 static void

@@ -91,7 +91,7 @@ insert_mirror(const char *name, const ForeignServer *server, Jsonb *options)
 		" ON CONFLICT (name) DO NOTHING RETURNING id",
 		SPI_OK_INSERT_RETURNING, 8, TEXTOID, CStringGetTextDatum(name), false, OIDOID,
 		ObjectIdGetDatum(GetUserId()), false, OIDOID, ObjectIdGetDatum(server->serverid), false,
-		NAMEOID, CStringGetDatum(server->servername), false, JSONBOID, JsonbPGetDatum(options),
+		TEXTOID, CStringGetTextDatum(server->servername), false, JSONBOID, JsonbPGetDatum(options),
 		false, INT8OID, Int64GetDatum((int64) GetSystemIdentifier()), false, OIDOID,
 		ObjectIdGetDatum(MyDatabaseId), false, TEXTOID,
 		CStringGetTextDatum(resync_catalog_instance()), false);
@@ -225,7 +225,7 @@ peerdb_create_mirror(PG_FUNCTION_ARGS)
 
 	check_mirror_name(name);
 	resync_api_check_server();
-	resync_api_check_role(GetUserId());
+	resync_catalog_check_role(GetUserId());
 	server = find_peer(peer, &wrapper, &peer_type);
 	resync_options_check_peer(resync_options_parse(options), peer_type);
 	specs = resync_tables_parse(tables, peer_type);
@@ -291,7 +291,7 @@ peerdb_resync(PG_FUNCTION_ARGS)
 					SPI_OK_UPDATE, 2, INT8OID, Int64GetDatum(mirror->id), false, JSONBOID,
 					JsonbPGetDatum(options), false);
 	mirror = resync_catalog_mirror(mirror->id);
-	resync_api_check_role(mirror->owner);
+	resync_catalog_check_role(mirror->owner);
 	(void) resync_catalog_peer(mirror->server, mirror->owner);
 	(void) resync_api_check_tables(mirror, mirror->owner, &ntables);
 

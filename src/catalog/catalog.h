@@ -107,13 +107,6 @@ typedef struct RunBatch
 	TimestampTz finished;
 } RunBatch;
 
-/* A slot that may exist, whatever happened. */
-typedef struct CleanupRow
-{
-	char *slot_name;
-	int64 run;
-} CleanupRow;
-
 /* ---- transactions for workers (catalog/tx.c) ---- */
 
 /* Start a transaction with a snapshot; as bootstrap superuser. */
@@ -130,6 +123,13 @@ extern void resync_catalog_commit(void);
  */
 extern uint64 resync_catalog_exec(const char *sql, int expect, int nargs, ...);
 extern void	  resync_catalog_finish(void);
+
+/*
+ * In a user's transaction: fn(arg) in a subtransaction.  NULL, or the error that
+ * it raised, in the current context; what it did is undone then.  Cancel and
+ * shutdown are raised all the same.
+ */
+extern ErrorData *resync_catalog_try(void (*fn)(void *arg), void *arg);
 
 /* Does this database have the extension?  (No SPI.) */
 extern bool resync_catalog_exists(void);
@@ -255,9 +255,8 @@ extern void resync_catalog_set_snapshot(int64 run, int snapshots, XLogRecPtr cat
 extern void resync_catalog_set_confirmed(int64 run, XLogRecPtr lsn);
 
 /* Slots: the row is committed before the slot is made. */
-extern void	 resync_catalog_add_cleanup(const char *slot_name, int64 run);
-extern void	 resync_catalog_remove_cleanup(const char *slot_name);
-extern List *resync_catalog_cleanups(void); /* of CleanupRow * */
+extern void resync_catalog_add_cleanup(const char *slot_name, int64 run);
+extern void resync_catalog_remove_cleanup(const char *slot_name);
 
 /* Adds rows; the table's totals grow by them. */
 extern void resync_catalog_put_partitions(int64 run, const RunPartition *partitions, int n);
@@ -298,6 +297,9 @@ resync_catalog_resolve_tables(int64 mirror, int64 run, const ResyncOptions *opti
  * that applies: else ERRCODE_INSUFFICIENT_PRIVILEGE.
  */
 extern void resync_catalog_check_access(Oid owner, const ResyncTable *table);
+
+/* LOGIN and REPLICATION (or superuser) of the owner: the same. */
+extern void resync_catalog_check_role(Oid owner);
 
 extern void resync_catalog_put_run_tables(int64 run, ResyncTable **tables, int ntables);
 extern void resync_catalog_put_plan(int64 run, const ResyncTable *table); /* its columns have

@@ -150,11 +150,19 @@ resync_catalog_mirror_by_name(const char *name, bool for_update)
 {
 	MemoryContext context = CurrentMemoryContext;
 	MirrorRow	 *mirror = NULL;
-	const char	 *sql = for_update ? "SELECT " MIRROR_COLUMNS
-									 " FROM peerdb._mirror WHERE name = $1 FOR UPDATE"
-								   : "SELECT " MIRROR_COLUMNS " FROM peerdb._mirror WHERE name = $1";
 
-	if (resync_catalog_exec(sql, SPI_OK_SELECT, 1, ARG_TEXT(name)) > 0)
+	/*
+	 * Who had to wait for the lock gets the row as it is now, but the rest of
+	 * that query as it was before: so read in another one, with its own snapshot.
+	 */
+	if (for_update)
+	{
+		(void) resync_catalog_exec("SELECT FROM peerdb._mirror WHERE name = $1 FOR UPDATE",
+								   SPI_OK_SELECT, 1, ARG_TEXT(name));
+		resync_catalog_finish();
+	}
+	if (resync_catalog_exec("SELECT " MIRROR_COLUMNS " FROM peerdb._mirror WHERE name = $1",
+							SPI_OK_SELECT, 1, ARG_TEXT(name)) > 0)
 		mirror = mirror_from_result(context);
 	resync_catalog_finish();
 	return mirror;

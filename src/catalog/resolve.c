@@ -5,7 +5,7 @@
  * Called by the coordinator in phase validate, and by the API for planning.
  * Tables are looked up and locked (ACCESS SHARE, until the transaction ends) as
  * the bootstrap superuser; whether the mirror's owner may read them is asked
- * by resync_catalog_check_access().
+ * by resync_catalog_check_access() and resync_catalog_check_role().
  *
  * The identity decides what an update or delete carries in WAL.  In a
  * partitioned or inherited table it is the leaf's that counts, so each one has
@@ -29,6 +29,7 @@
 #include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/array.h"
+#include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -543,4 +544,35 @@ resync_catalog_check_access(Oid owner, const ResyncTable *table)
 							   table->schema, table->name, GetUserNameFromId(owner, false)),
 						errdetail("The mirror would lack the rows that the role cannot see."),
 						errhint("Use an owner that bypasses row security.")));
+}
+
+void
+resync_catalog_check_role(Oid owner)
+{
+	HeapTuple	   tup;
+	Form_pg_authid role;
+	bool		   may_login;
+	bool		   may_replicate;
+	char		  *name;
+
+	tup = SearchSysCache1(AUTHOID, ObjectIdGetDatum(owner));
+	if (!HeapTupleIsValid(tup))
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+						errmsg("the mirror's owner does not exist any more")));
+	role = (Form_pg_authid) GETSTRUCT(tup);
+	may_login = role->rolcanlogin;
+	may_replicate = role->rolsuper || role->rolreplication;
+	name = pstrdup(NameStr(role->rolname));
+	ReleaseSysCache(tup);
+
+	if (!may_replicate)
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("permission denied to own a mirror"),
+						errdetail("Role \"%s\" does not have the REPLICATION attribute.", name),
+						errhint("ALTER ROLE %s REPLICATION;", quote_identifier(name))));
+	if (!may_login)
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("permission denied to own a mirror"),
+						errdetail("Role \"%s\" does not have the LOGIN attribute.", name),
+						errhint("ALTER ROLE %s LOGIN;", quote_identifier(name))));
 }

@@ -4,7 +4,7 @@
  *		the clearing of what is old.
  *
  * Called by the coordinator (rows of its mirror's runs), by the streamer's
- * helper for cleanup rows, and by the launcher's probe (cleanups, pruning).
+ * helper for cleanup rows, and by the launcher's probe (pruning).
  * Each function runs within the caller's transaction.
  */
 #include "postgres.h"
@@ -95,30 +95,6 @@ resync_catalog_remove_cleanup(const char *slot_name)
 	(void) resync_catalog_exec("DELETE FROM peerdb._cleanup WHERE slot_name = $1", SPI_OK_DELETE, 1,
 							   ARG_TEXT(slot_name));
 	resync_catalog_finish();
-}
-
-List *
-resync_catalog_cleanups(void)
-{
-	MemoryContext context = CurrentMemoryContext;
-	List		 *result = NIL;
-	uint64		  n;
-
-	n = resync_catalog_exec("SELECT slot_name, run FROM peerdb._cleanup ORDER BY slot_name",
-							SPI_OK_SELECT, 0);
-	for (uint64 i = 0; i < n; i++)
-	{
-		CleanupRow	 *row = MemoryContextAlloc(context, sizeof(CleanupRow));
-		MemoryContext oldcontext;
-
-		row->slot_name = result_text(i, 1, context);
-		row->run = result_int8(i, 2, 0);
-		oldcontext = MemoryContextSwitchTo(context);
-		result = lappend(result, row);
-		MemoryContextSwitchTo(oldcontext);
-	}
-	resync_catalog_finish();
-	return result;
 }
 
 /* ----------------------------------------------------------------

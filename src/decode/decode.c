@@ -582,16 +582,6 @@ resync_decode_confirm(Decoder *decoder, XLogRecPtr lsn)
 	ReplicationSlotMarkDirty();
 }
 
-/*
- * Before a read of tables under an ordinary snapshot: whatever decoding left
- * in the caches shows the catalog of the past.
- */
-void
-resync_decode_leave(Decoder *decoder)
-{
-	InvalidateSystemCaches();
-}
-
 DecodeCounts *
 resync_decode_counts(Decoder *decoder)
 {
@@ -602,13 +592,4 @@ const ResyncTable *
 resync_decode_current_table(const Decoder *decoder)
 {
 	return decoder->current;
-}
-
-void
-resync_decode_close(Decoder *decoder)
-{
-	FreeDecodingContext(decoder->ctx);
-	resync_relmap_forget(decoder->relmap);
-	MemoryContextDelete(decoder->context);
-	InvalidateSystemCaches();
 }

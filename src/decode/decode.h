@@ -95,8 +95,8 @@ typedef struct DecodeCounts
 
 /*
  * Start decoding: transactions that end at or before start are skipped.  The
- * slot is acquired.  Outside a transaction.  Lives in a context of its own,
- * child of the current one; config must live as long.
+ * slot is acquired.  Outside a transaction.  Once per process: it lives, in a
+ * context of its own, and config with it, until the process ends.
  */
 extern Decoder *resync_decode_open(DecodeConfig *config, XLogRecPtr start);
 
@@ -112,14 +112,9 @@ extern XLogRecPtr resync_decode_position(const Decoder *decoder);
 /* Everything up to lsn is durable at the destination: WAL before may go. */
 extern void resync_decode_confirm(Decoder *decoder, XLogRecPtr lsn);
 
-/* Once after many records: catalog caches are of another time. */
-extern void resync_decode_leave(Decoder *decoder);
-
 extern DecodeCounts *resync_decode_counts(Decoder *decoder); /* per table */
 
 /* Of the table to blame while an error is handled; NULL: none. */
 extern const ResyncTable *resync_decode_current_table(const Decoder *decoder);
-
-extern void resync_decode_close(Decoder *decoder);
 
 #endif /* RESYNC_DECODE_H */

@@ -79,14 +79,6 @@ resync_relmap_create(DecodeConfig *config)
 	return map;
 }
 
-/* Before the map's memory goes. */
-void
-resync_relmap_forget(RelMap *map)
-{
-	if (current_map == map)
-		current_map = NULL;
-}
-
 static int
 find_table(RelMap *map, Oid relid)
 {

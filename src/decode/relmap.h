@@ -30,7 +30,6 @@ typedef struct DecodeRel
 typedef struct RelMap RelMap;
 
 extern RelMap *resync_relmap_create(DecodeConfig *config);
-extern void	   resync_relmap_forget(RelMap *map);
 
 /*
  * The entry of a relation, checked against its table's plan.  In a callback

@@ -69,13 +69,6 @@ resync_pg_lsn(XLogRecPtr lsn)
 	return psprintf("'%X/%X'", LSN_FORMAT_ARGS(lsn));
 }
 
-/* A field as palloc'ed text; NULL for NULL. */
-char *
-resync_pg_value(PGresult *res, int row, int col)
-{
-	return PQgetisnull(res, row, col) ? NULL : pstrdup(PQgetvalue(res, row, col));
-}
-
 const char *
 resync_pg_build(const ResyncTable *table)
 {
@@ -625,6 +618,27 @@ drop_marked(PgDestination *dest, const char *token, const char *condition)
 	resync_pq_clear(res);
 }
 
+/* In a transaction: the run is fenced out, and what it was building goes. */
+static void
+retire_run(PgDestination *dest, int64 run)
+{
+	const char *token = resync_pg_literal(dest->head.id->token);
+	const char *m = dest->meta_quoted;
+
+	resync_pq_exec(
+		dest->conn,
+		psprintf(
+			"UPDATE %s.resync_run SET state = 'retired' WHERE token = %s AND run = " INT64_FORMAT,
+			m, token, run));
+	drop_marked(dest, token, psprintf("t.run = " INT64_FORMAT " AND NOT t.swapped", run));
+	resync_pq_exec(
+		dest->conn,
+		psprintf("DELETE FROM %s.resync_table WHERE token = %s AND run = " INT64_FORMAT
+				 " AND NOT swapped;"
+				 "DELETE FROM %s.resync_partition WHERE token = %s AND run = " INT64_FORMAT,
+				 m, token, run, m, token, run));
+}
+
 /*
  * Is there a run of this number that is not ours?  A run has applied nothing and
  * swapped nothing before phase load, so that a row with another LSN, and marks of
@@ -653,15 +667,7 @@ end_namesake(PgDestination *dest, XLogRecPtr start_lsn)
 							 "number at the destination",
 							 run, dest->head.id->mirror),
 					  errdetail("The other one is of a time that this server was put back from.")));
-		drop_marked(dest, token, psprintf("t.run = " INT64_FORMAT " AND NOT t.swapped", run));
-		resync_pq_exec(
-			dest->conn,
-			psprintf("DELETE FROM %s.resync_table WHERE token = %s AND run = " INT64_FORMAT
-					 " AND NOT swapped;"
-					 "DELETE FROM %s.resync_partition WHERE token = %s AND run = " INT64_FORMAT
-					 ";UPDATE %s.resync_run SET state = 'retired' WHERE token = %s"
-					 " AND run = " INT64_FORMAT,
-					 m, token, run, m, token, run, m, token, run));
+		retire_run(dest, run);
 	}
 	resync_pq_clear(res);
 	resync_pq_exec(dest->conn,
@@ -730,12 +736,14 @@ pg_adopt(Destination *head, const char *old_token)
 								"UPDATE %s.resync_run SET state = 'retired' WHERE token = %s",
 								m, from));
 		drop_marked(dest, from, "NOT t.swapped");
-		resync_pq_exec(dest->conn,
-					   psprintf("DELETE FROM %s.resync_table WHERE token = %s AND NOT swapped;"
-								"DELETE FROM %s.resync_partition WHERE token = %s;"
-								"UPDATE %s.resync_table SET token = %s, run = -abs(run)"
-								" WHERE token = %s; COMMIT",
-								m, from, m, from, m, to, from));
+		resync_pq_exec(
+			dest->conn,
+			psprintf("DELETE FROM %s.resync_table WHERE token = %s AND NOT swapped;"
+					 "DELETE FROM %s.resync_partition WHERE token = %s;"
+					 "UPDATE %s.resync_table SET token = %s, run = CASE WHEN run > 0 THEN"
+					 " (SELECT least(min(run), 0) FROM %s.resync_table WHERE token = %s)"
+					 " - run ELSE run END WHERE token = %s; COMMIT",
+					 m, from, m, from, m, to, m, from, from));
 	}
 	MemoryContextSwitchTo(old);
 }
@@ -745,26 +753,13 @@ pg_end_run(Destination *head, int64 run)
 {
 	PgDestination *dest = (PgDestination *) head;
 	MemoryContext  old = resync_pg_enter(dest);
-	const char	  *token = resync_pg_literal(head->id->token);
-	const char	  *m = dest->meta_quoted;
 
 	if (resync_pg_has_metadata(dest))
 	{
 		resync_pq_exec(dest->conn, "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE");
 		check_mirror(dest);
-		resync_pq_exec(
-			dest->conn,
-			psprintf(
-				"UPDATE %s.resync_run SET state = 'retired' WHERE token = %s AND run = " INT64_FORMAT,
-				m, token, run));
-		drop_marked(dest, token, psprintf("t.run = " INT64_FORMAT " AND NOT t.swapped", run));
-		resync_pq_exec(
-			dest->conn,
-			psprintf("DELETE FROM %s.resync_table WHERE token = %s AND run = " INT64_FORMAT
-					 " AND NOT swapped;"
-					 "DELETE FROM %s.resync_partition WHERE token = %s AND run = " INT64_FORMAT
-					 "; COMMIT",
-					 m, token, run, m, token, run));
+		retire_run(dest, run);
+		resync_pg_commit(dest);
 	}
 	MemoryContextSwitchTo(old);
 }

@@ -81,12 +81,11 @@ extern const char	*resync_pg_literal(const char *text);
 extern char			*resync_pg_run_condition(PgDestination *dest, const char *alias);
 extern void
 resync_pg_begin(PgDestination *dest, PgFence fence, const char *more, PgFenceInfo *info);
-extern void	 resync_pg_check_fence(PgDestination *dest, PgFenceInfo *info);
-extern void	 resync_pg_commit(PgDestination *dest);
-extern void	 resync_pg_rollback(PgDestination *dest);
-extern void	 resync_pg_require_owned(const PgFenceInfo *info, const ResyncTable *table, bool live);
-extern bool	 resync_pg_has_metadata(PgDestination *dest);
-extern char *resync_pg_value(PGresult *res, int row, int col);
+extern void resync_pg_check_fence(PgDestination *dest, PgFenceInfo *info);
+extern void resync_pg_commit(PgDestination *dest);
+extern void resync_pg_rollback(PgDestination *dest);
+extern void resync_pg_require_owned(const PgFenceInfo *info, const ResyncTable *table, bool live);
+extern bool resync_pg_has_metadata(PgDestination *dest);
 extern const char *resync_pg_build(const ResyncTable *table);
 extern const char *resync_pg_live(const ResyncTable *table);
 extern const char *resync_pg_soft_delete_column(const PgDestination *dest);
@@ -106,6 +105,7 @@ extern void resync_pg_check_table(Destination *dest, const ResyncTable *table, b
 extern void resync_pg_check_tables(Destination *dest, ResyncTable **tables, int ntables);
 
 /* postgres_ddl.c */
+extern void	 resync_pg_raise_in_the_way(const ResyncTable *table);
 extern void	 resync_pg_create_table(Destination *dest, const ResyncTable *table);
 extern void	 resync_pg_reset_table(Destination *dest, const ResyncTable *table,
 								   int64 first_partition, int64 last_partition);

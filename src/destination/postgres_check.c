@@ -385,20 +385,14 @@ resync_pg_check_table(Destination *head, const ResyncTable *table, bool live_exp
 	make_new_columns(dest, table);
 	build = find_relation(dest, table, table->build_name, metadata, false);
 	if (build.oid != NULL && !build.ours)
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_DUPLICATE_TABLE),
-			 errmsg("relation %s exists at the destination", resync_pg_build(table)),
-			 errdetail(
-				 "It is in the way of the table under construction, and was not made by this mirror."),
-			 errhint("Drop or rename it there.")));
+		resync_pg_raise_in_the_way(table);
 	check_live(dest, table, live_expected, metadata, warnings, old);
 	resync_pg_rollback(dest);
 	MemoryContextSwitchTo(old);
 }
 
 /* Locks of the swap on what is not a mirrored table's: catalogs, our metadata. */
-#define SWAP_BASE_LOCKS 50
+#define SWAP_BASE_LOCKS 20
 
 /*
  * How many entries of the destination's lock table will the swap take
@@ -433,7 +427,8 @@ count_swap_locks(PgDestination *dest, ResyncTable **tables, int ntables, int64 *
 			" JOIN pg_rewrite w ON w.oid = d.objid JOIN pg_class c ON c.oid = w.ev_class AND c.relkind = 'v'),"
 			" read AS (SELECT DISTINCT d.refobjid FROM view x JOIN pg_rewrite w ON w.ev_class = x.oid"
 			" JOIN pg_depend d ON d.objid = w.oid AND d.classid = 'pg_rewrite'::regclass"
-			" AND d.refclassid = 'pg_class'::regclass)"
+			" AND d.refclassid = 'pg_class'::regclass WHERE d.refobjid NOT IN"
+			" (SELECT oid FROM live UNION ALL SELECT oid FROM view))"
 			" SELECT (SELECT sum(n) FROM v) + (SELECT count(*) FROM gone) + (SELECT count(*) FROM live l"
 			" JOIN pg_index i ON i.indrelid = l.oid AND NOT i.indisprimary) + (SELECT count(*) FROM view)"
 			" + (SELECT count(*) FROM read),"

@@ -95,6 +95,19 @@ make_schema(PgDestination *dest, const char *schema)
 	resync_pq_clear(res);
 }
 
+/* Something that is not ours has the build table's name. */
+void
+resync_pg_raise_in_the_way(const ResyncTable *table)
+{
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_DUPLICATE_TABLE),
+		 errmsg("relation %s exists at the destination", resync_pg_build(table)),
+		 errdetail(
+			 "It is in the way of the table under construction, and was not made by this mirror."),
+		 errhint("Drop or rename it there.")));
+}
+
 /* Drop what has the build table's name, if it is ours; else raise. */
 static void
 drop_previous(PgDestination *dest, const ResyncTable *table)
@@ -113,13 +126,7 @@ drop_previous(PgDestination *dest, const ResyncTable *table)
 	if (PQntuples(res) > 0)
 	{
 		if (PQgetvalue(res, 0, 0)[0] != 't')
-			ereport(
-				ERROR,
-				(errcode(ERRCODE_DUPLICATE_TABLE),
-				 errmsg("relation %s exists at the destination", resync_pg_build(table)),
-				 errdetail(
-					 "It is in the way of the table under construction, and was not made by this mirror."),
-				 errhint("Drop or rename it there.")));
+			resync_pg_raise_in_the_way(table);
 		resync_pq_exec(dest->conn, psprintf("DROP TABLE %s", resync_pg_build(table)));
 	}
 	resync_pq_clear(res);

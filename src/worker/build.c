@@ -164,6 +164,7 @@ make_plan(Coordinator *co)
 	tables = resync_catalog_resolve_tables(co->args.mirror, co->newest->run, co->run->options,
 										   &ntables);
 	MemoryContextSwitchTo(old);
+	resync_catalog_check_role(co->run->owner);
 	for (int i = 0; i < ntables; i++)
 		resync_catalog_check_access(co->run->owner, tables[i]);
 	check_lock_table(tables, ntables);

@@ -45,7 +45,6 @@
 #include "nodes/parsenodes.h"
 #include "pgstat.h"
 #include "replication/message.h"
-#include "replication/slot.h"
 #include "resync.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
@@ -114,24 +113,21 @@ block_database(Oid database, bool block)
 	resync_shmem_wake(launcher);
 }
 
-/* Is a slot of ours still held, by a worker that is about to end? */
+/*
+ * Has the database a slot of ours?  active: one that some process uses, maybe a
+ * worker that is about to end.
+ */
 static bool
-slot_is_active(Oid database)
+database_has_slot(Oid database, bool active)
 {
-	bool active = false;
+	int			nslots;
+	WorkerSlot *slots = resync_worker_slots(database, &nslots);
+	bool		found = false;
 
-	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
-	for (int i = 0; i < max_replication_slots && !active; i++)
-	{
-		ReplicationSlot *slot = &ReplicationSlotCtl->replication_slots[i];
-		Oid				 owner;
-		int64			 run;
-
-		active = slot->in_use && slot->active_pid != 0 && slot->data.database == database &&
-				 resync_worker_parse_slot_name(NameStr(slot->data.name), &owner, &run);
-	}
-	LWLockRelease(ReplicationSlotControlLock);
-	return active;
+	for (int i = 0; i < nslots && !found; i++)
+		found = slots[i].active || !active;
+	pfree(slots);
+	return found;
 }
 
 /*
@@ -143,8 +139,9 @@ stop_database(Oid database)
 {
 	TimestampTz start = GetCurrentTimestamp();
 
-	while ((resync_shmem_signal_workers(database, SIGTERM) > 0 || slot_is_active(database)) &&
-		   !TimestampDifferenceExceeds(start, GetCurrentTimestamp(), STOP_TIMEOUT_MS))
+	while (
+		(resync_shmem_signal_workers(database, SIGTERM) > 0 || database_has_slot(database, true)) &&
+		!TimestampDifferenceExceeds(start, GetCurrentTimestamp(), STOP_TIMEOUT_MS))
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 20,
 						 RESYNC_WAIT_EVENT("WorkersEnd"));
@@ -167,30 +164,6 @@ database_is_used(Oid database)
 			   ResyncShmem->mirrors[i].wanted;
 	LWLockRelease(ResyncShmem->lock);
 	return used;
-}
-
-/*
- * Will WAL of this database be read?  Also while the mirror rests or before the
- * launcher has looked: only the slot tells.
- */
-static bool
-database_has_slot(Oid database)
-{
-	bool found = false;
-
-	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
-	for (int i = 0; i < max_replication_slots && !found; i++)
-	{
-		ReplicationSlot *slot = &ReplicationSlotCtl->replication_slots[i];
-		Oid				 owner;
-		int64			 run;
-
-		found = slot->in_use && slot->data.database == database &&
-				resync_worker_parse_slot_name(NameStr(slot->data.name), &owner, &run) &&
-				owner == database;
-	}
-	LWLockRelease(ReplicationSlotControlLock);
-	return found;
 }
 
 /* The database is gone: nobody is to be started for it any more. */
@@ -369,7 +342,8 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 	/* before it runs: its own new catalog rows must not matter */
 	call_utility(pstmt, query, read_only_tree, context, params, env, dest, qc);
 
-	if (ResyncShmem == NULL || !database_has_slot(MyDatabaseId))
+	/* will WAL of this database be read?  Also of a mirror at rest: only the slot tells */
+	if (ResyncShmem == NULL || !database_has_slot(MyDatabaseId, false))
 		return;
 	if (IsA(stmt, AlterTableStmt))
 		note_alter_table((AlterTableStmt *) stmt);
@@ -388,7 +362,7 @@ object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, 
 		return;
 	if (class_id == ExtensionRelationId && object_id == get_extension_oid(RESYNC_EXTENSION, true))
 		resync_shmem_extension_drop_at_commit();
-	else if (class_id == RelationRelationId && database_has_slot(MyDatabaseId))
+	else if (class_id == RelationRelationId && database_has_slot(MyDatabaseId, false))
 	{
 		char kind = get_rel_relkind(object_id);
 

@@ -30,7 +30,6 @@
 #include "net/retry.h"
 #include "pgstat.h"
 #include "postmaster/interrupt.h"
-#include "replication/slot.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "tcop/tcopprot.h"
@@ -113,6 +112,16 @@ probe_all_databases(void)
 	CommitTransactionCommand();
 }
 
+/* The caller holds ResyncShmem->lock. */
+static void
+probe_database(Oid database)
+{
+	DatabaseShared *ds = resync_shmem_database(database, true);
+
+	if (ds != NULL)
+		ds->probe = true;
+}
+
 /*
  * Databases where something of ours lives are looked at again: a wake may be
  * lost (a crash between commit and latch), a slot may be left.
@@ -120,36 +129,21 @@ probe_all_databases(void)
 static void
 recheck_databases(void)
 {
-	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
-	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < max_replication_slots; i++)
-	{
-		ReplicationSlot *slot = &ReplicationSlotCtl->replication_slots[i];
-		Oid				 database;
-		int64			 run;
-		DatabaseShared	*ds;
+	int			nslots;
+	WorkerSlot *slots = resync_worker_slots(InvalidOid, &nslots);
 
-		if (!slot->in_use ||
-			!resync_worker_parse_slot_name(NameStr(slot->data.name), &database, &run) ||
-			database != slot->data.database)
-			continue;
-		ds = resync_shmem_database(database, true);
-		if (ds != NULL)
-			ds->probe = true;
-	}
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < nslots; i++)
+		probe_database(slots[i].database);
 	for (int i = 0; i < resync_max_mirrors; i++)
 	{
-		MirrorShared   *ms = &ResyncShmem->mirrors[i];
-		DatabaseShared *ds;
+		MirrorShared *ms = &ResyncShmem->mirrors[i];
 
-		if (!ms->in_use || !ms->wanted)
-			continue;
-		ds = resync_shmem_database(ms->database, true);
-		if (ds != NULL)
-			ds->probe = true;
+		if (ms->in_use && ms->wanted)
+			probe_database(ms->database);
 	}
 	LWLockRelease(ResyncShmem->lock);
-	LWLockRelease(ReplicationSlotControlLock);
+	pfree(slots);
 }
 
 /* So much of what resync.max_wal_retained allows that a warning may be due? */
@@ -170,32 +164,23 @@ static void
 watch_slots(void)
 {
 	static TimestampTz looked_at = 0;
+	int				   nslots;
+	WorkerSlot		  *slots;
 
 	/* not at every wake: what it starts wakes us */
 	if (!TimestampDifferenceExceeds(looked_at, GetCurrentTimestamp(), SLOT_CHECK_MS / 2))
 		return;
 	looked_at = GetCurrentTimestamp();
-	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
+	slots = resync_worker_slots(InvalidOid, &nslots);
 	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < max_replication_slots; i++)
+	for (int i = 0; i < nslots; i++)
 	{
-		ReplicationSlot *slot = &ReplicationSlotCtl->replication_slots[i];
-		Oid				 database;
-		int64			 run;
-		DatabaseShared	*ds;
-
-		if (!slot->in_use || slot->active_pid != 0 ||
-			!(XLogRecPtrIsInvalid(slot->data.restart_lsn) ||
-			  holds_too_much(slot->data.restart_lsn)) ||
-			!resync_worker_parse_slot_name(NameStr(slot->data.name), &database, &run) ||
-			database != slot->data.database)
-			continue;
-		ds = resync_shmem_database(database, true);
-		if (ds != NULL)
-			ds->probe = true;
+		if (!slots[i].active &&
+			(XLogRecPtrIsInvalid(slots[i].restart_lsn) || holds_too_much(slots[i].restart_lsn)))
+			probe_database(slots[i].database);
 	}
 	LWLockRelease(ResyncShmem->lock);
-	LWLockRelease(ReplicationSlotControlLock);
+	pfree(slots);
 }
 
 /* One probe at a time.  Returns ms until it should be called again, or -1. */
@@ -454,43 +439,27 @@ resync_launcher_main(Datum arg)
 static void
 drop_orphaned_slots(bool have_extension)
 {
-	char(*names)[NAMEDATALEN];
-	int n = 0;
+	int			nslots;
+	WorkerSlot *slots = resync_worker_slots(MyDatabaseId, &nslots);
 
-	names = palloc(max_replication_slots * NAMEDATALEN);
-	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
-	for (int i = 0; i < max_replication_slots; i++)
+	for (int i = 0; i < nslots; i++)
 	{
-		ReplicationSlot *slot = &ReplicationSlotCtl->replication_slots[i];
-		Oid				 database;
-		int64			 run;
+		bool claimed = false;
 
-		if (slot->in_use && slot->active_pid == 0 && slot->data.database == MyDatabaseId &&
-			resync_worker_parse_slot_name(NameStr(slot->data.name), &database, &run) &&
-			database == MyDatabaseId)
-			strlcpy(names[n++], NameStr(slot->data.name), NAMEDATALEN);
-	}
-	LWLockRelease(ReplicationSlotControlLock);
-
-	for (int i = 0; i < n; i++)
-	{
-		Oid	  database;
-		int64 run;
-		bool  claimed = false;
-
-		(void) resync_worker_parse_slot_name(names[i], &database, &run);
+		if (slots[i].active)
+			continue;
 		if (have_extension)
 		{
 			RunRow *r;
 
 			resync_catalog_begin();
-			r = resync_catalog_run(run);
+			r = resync_catalog_run(slots[i].run);
 			claimed = (r != NULL && r->phase != PHASE_ENDED);
 			resync_catalog_commit();
 		}
-		if (!claimed && resync_worker_drop_slot(names[i]))
-			ereport(LOG,
-					(errmsg("dropped replication slot \"%s\", which belongs to no run", names[i])));
+		if (!claimed && resync_worker_drop_slot(slots[i].name))
+			ereport(LOG, (errmsg("dropped replication slot \"%s\", which belongs to no run",
+								 slots[i].name)));
 	}
 }
 

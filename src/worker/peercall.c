@@ -12,12 +12,10 @@
 
 #include "worker/peercall.h"
 
-#include "access/xact.h"
 #include "destination/destination.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 
 #define APPNAME "resync call"
 
@@ -70,75 +68,53 @@ typedef struct CheckState
 	const ResyncPeer		 *peer;
 	const ResyncRunId		 *id;
 	bool					  live_expected;
-	ResyncTable				**tables; /* NULL: not to be checked yet */
+	ResyncTable				 *table;  /* to be checked; or NULL */
+	ResyncTable				**tables; /* to be checked together; or NULL */
 	int						  ntables;
 	Destination				 *dest;
 	List					 *warnings; /* of char * */
 	char					 *version;
 } CheckState;
 
-/* table NULL: connect, and check all tables together if they are set. */
+/* Connect; then what is set of one table, and all of them together. */
 static void
-check_one(CheckState *state, ResyncTable *table)
+check_one(void *arg)
 {
+	CheckState *state = arg;
+
 	if (state->dest == NULL)
 	{
 		state->dest = state->routine->open(state->peer, state->id, APPNAME);
 		state->version = state->routine->version(state->dest);
 	}
-	if (table != NULL)
+	if (state->table != NULL)
 	{
-		state->routine->map_columns(state->dest, table);
-		state->routine->check_table(state->dest, table, state->live_expected, &state->warnings);
+		state->routine->map_columns(state->dest, state->table);
+		state->routine->check_table(state->dest, state->table, state->live_expected,
+									&state->warnings);
 	}
-	else if (state->tables != NULL && state->routine->check_tables != NULL)
+	if (state->tables != NULL && state->routine->check_tables != NULL)
 		state->routine->check_tables(state->dest, state->tables, state->ntables);
 }
 
 /*
- * check_one in a subtransaction: an error becomes the returned text, NULL for
- * none, and the connection, which cannot be used after it, is closed.  Cancel
- * and shutdown are errors of the call all the same.
+ * An error becomes the returned text, NULL for none, and the connection, which
+ * cannot be used after it, is closed.
  */
 static char *
-try_check(CheckState *state, ResyncTable *table)
+try_check(CheckState *state)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	char *volatile error = NULL;
+	ErrorData *error = resync_catalog_try(check_one, state);
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
+	if (error == NULL)
+		return NULL;
+	if (state->dest != NULL)
 	{
-		check_one(state, table);
-		ReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
+		state->routine->close(state->dest);
+		state->dest = NULL;
 	}
-	PG_CATCH();
-	{
-		ErrorData *edata;
-
-		MemoryContextSwitchTo(context);
-		edata = CopyErrorData();
-		if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED ||
-			ERRCODE_TO_CATEGORY(edata->sqlerrcode) == ERRCODE_OPERATOR_INTERVENTION)
-			PG_RE_THROW();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
-		error = edata->detail != NULL ? psprintf("%s: %s", edata->message, edata->detail)
-									  : pstrdup(edata->message);
-		if (state->dest != NULL)
-		{
-			state->routine->close(state->dest);
-			state->dest = NULL;
-		}
-	}
-	PG_END_TRY();
-	return error;
+	return error->detail != NULL ? psprintf("%s: %s", error->message, error->detail)
+								 : error->message;
 }
 
 static void
@@ -154,7 +130,8 @@ check_tables(CheckState *state, ResyncTable **tables, int ntables, PeerCallRepor
 		ListCell *lc;
 
 		state->warnings = NIL;
-		error = try_check(state, tables[i]);
+		state->table = tables[i];
+		error = try_check(state);
 		foreach(lc, state->warnings)
 			report(arg, check, "warning", lfirst(lc));
 		if (error != NULL)
@@ -162,9 +139,10 @@ check_tables(CheckState *state, ResyncTable **tables, int ntables, PeerCallRepor
 		else if (state->warnings == NIL)
 			report(arg, check, "ok", "can be rebuilt");
 	}
+	state->table = NULL;
 	state->tables = tables;
 	state->ntables = ntables;
-	error = try_check(state, NULL);
+	error = try_check(state);
 	if (error != NULL)
 		report(arg, "destination", "error", error);
 }
@@ -184,7 +162,7 @@ resync_peercall_check(const MirrorRow *mirror, ResyncTable **tables, int ntables
 	state.id = make_id(mirror, mirror->newest_run);
 	state.live_expected = mirror->live_run != 0 || state.id->options->replace_existing;
 
-	error = try_check(&state, NULL);
+	error = try_check(&state);
 	if (error != NULL)
 		report(arg, "destination", "error", error);
 	else

@@ -2,8 +2,9 @@
  * watch.c
  *		What the coordinator looks at every few seconds while a mirror streams:
  *		how much WAL the slot holds back and who keeps it from being let go,
- *		whether the tables still are what is mirrored, whether the owner still may read them, and whether the way to
- *		the destination is still the one its processes took.
+ *		whether the tables still are what is mirrored, whether the owner still
+ *		may have a mirror and read them, and whether the way to the destination
+ *		is still the one its processes took.
  *
  * Process: the coordinator, in short read-only catalog transactions.  What is
  * found wrong is raised; the caller's error handling leaves the mirror failed.
@@ -180,6 +181,7 @@ check_rights(Coordinator *co)
 				 errmsg("the owner of mirror \"%s\" does not exist any more", co->mirror->name),
 				 errhint("Drop the mirror and create it as another role.")));
 	resync_catalog_begin();
+	resync_catalog_check_role(co->mirror->owner);
 	n = resync_catalog_exec(
 		"SELECT t.ordinal FROM peerdb._run_table t JOIN pg_catalog.pg_class c ON c.oid = t.relid"
 		" WHERE t.run = $1 AND (c.relrowsecurity OR"

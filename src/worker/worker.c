@@ -289,6 +289,35 @@ resync_worker_parse_slot_name(const char *name, Oid *database, int64 *run)
 	return strcmp(check, name) == 0;
 }
 
+WorkerSlot *
+resync_worker_slots(Oid database, int *nslots)
+{
+	WorkerSlot *slots = palloc(Max(max_replication_slots, 1) * sizeof(WorkerSlot));
+	int			n = 0;
+
+	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
+	for (int i = 0; i < max_replication_slots; i++)
+	{
+		ReplicationSlot *slot = &ReplicationSlotCtl->replication_slots[i];
+		WorkerSlot		*found = &slots[n];
+
+		if (!slot->in_use || (OidIsValid(database) && slot->data.database != database) ||
+			!resync_worker_parse_slot_name(NameStr(slot->data.name), &found->database,
+										   &found->run) ||
+			found->database != slot->data.database)
+			continue;
+		strlcpy(found->name, NameStr(slot->data.name), NAMEDATALEN);
+		SpinLockAcquire(&slot->mutex);
+		found->active = (slot->active_pid != 0);
+		found->restart_lsn = slot->data.restart_lsn;
+		SpinLockRelease(&slot->mutex);
+		n++;
+	}
+	LWLockRelease(ReplicationSlotControlLock);
+	*nslots = n;
+	return slots;
+}
+
 bool
 resync_worker_slot_positions(const char *name, XLogRecPtr *restart, XLogRecPtr *confirmed)
 {

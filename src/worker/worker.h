@@ -82,6 +82,19 @@ extern bool resync_worker_drop_slot(const char *name);
  */
 extern int64 resync_worker_slot_retained(const char *name);
 
+/* A slot of ours, as it was a moment ago. */
+typedef struct WorkerSlot
+{
+	char	   name[NAMEDATALEN];
+	Oid		   database;
+	int64	   run;
+	bool	   active;		/* a process has it */
+	XLogRecPtr restart_lsn; /* 0: the WAL that it needs is lost */
+} WorkerSlot;
+
+/* Those of a database, or (InvalidOid) of all.  Palloc'ed; outside our lock. */
+extern WorkerSlot *resync_worker_slots(Oid database, int *nslots);
+
 /*
  * From where on the slot needs WAL (0: what it needs is lost), and what its
  * streamer has confirmed.  False, and both 0: the slot is gone.

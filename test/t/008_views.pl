@@ -77,6 +77,13 @@ $t->until_true("SELECT count(*) > 0 AND bool_and(last_lsn >= first_lsn AND finis
 is($t->src("SELECT count(*) FROM (SELECT to_jsonb(m) j FROM peerdb.mirrors m UNION ALL SELECT to_jsonb(x) FROM peerdb.mirror_tables x UNION ALL SELECT to_jsonb(p) FROM peerdb.partitions p) q, jsonb_each_text(j) WHERE value = '-1'"), '0', 'unknown is NULL, never -1');
 is($t->src("SELECT options->>'snapshot_max_parallel_workers', options->>'max_batch_size' FROM peerdb.mirrors"), '2|250000', 'effective options, defaults too');
 
+# what is stored has nothing else of the backend's memory in it
+$t->src('CREATE EXTENSION pageinspect');
+is($t->src(<<'EOS'), 't', 'a name in the catalog is followed by zeros');
+SELECT bool_and(position('dest'::bytea || decode(repeat('00', 60), 'hex') IN t_data) > 0)
+FROM heap_page_items(get_raw_page('peerdb._mirror', 0)) WHERE t_data IS NOT NULL
+EOS
+
 # ---- waiting
 $t->refused("BEGIN; INSERT INTO v2 VALUES (99); SELECT peerdb_wait_for_status('m')", '\w{5}', '', 'peerdb_wait_for_status in a transaction that has written');
 $t->refused("SELECT peerdb_wait_for_status('m', 'nonsense')", '22023', 'nonsense', 'an unknown status');

@@ -266,10 +266,19 @@ foreach my $m (@mirrors) { $t->until_status($m, 'running', "$m: goes on with the
 
 # what a role needs to own a mirror
 $t->src('ALTER ROLE new_owner NOREPLICATION');
+$t->until_failed('col', qr/own a mirror.*REPLICATION/s, 'REPLICATION lost under a running mirror');
+$t->until_status($_, 'failed', "$_: failed without REPLICATION") foreach @mirrors;
 denied('new_owner', q{SELECT peerdb_resync('col')}, '42501', 'own a mirror', 'a resync without REPLICATION');
-$t->src('ALTER ROLE new_owner REPLICATION NOLOGIN');
+$t->src('ALTER ROLE new_owner REPLICATION');
+as('new_owner', "SELECT peerdb_resume_mirror('$_')") foreach @mirrors;
+foreach my $m (@mirrors) { $t->until_status($m, 'running', "$m: goes on with REPLICATION back"); $t->sync($m); }
+$t->src('ALTER ROLE new_owner NOLOGIN');
+$t->until_failed('col', qr/own a mirror.*LOGIN/s, 'LOGIN lost under a running mirror');
+$t->until_status($_, 'failed', "$_: failed without LOGIN") foreach @mirrors;
 $t->refused(q{SELECT peerdb_resync('col')}, '42501', 'own a mirror', 'a resync of an owner without LOGIN');
 $t->src('ALTER ROLE new_owner LOGIN');
+as('new_owner', "SELECT peerdb_resume_mirror('$_')") foreach @mirrors;
+foreach my $m (@mirrors) { $t->until_status($m, 'running', "$m: goes on with LOGIN back"); $t->sync($m); }
 
 # USAGE
 $t->src('REVOKE USAGE ON FOREIGN SERVER renamed FROM new_owner');

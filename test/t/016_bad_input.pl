@@ -194,9 +194,9 @@ $t->source->append_conf('postgresql.conf', 'max_locks_per_transaction = 64');
 	my $dest = $t->dest;
 	sub few_locks { my ($locks) = @_; $dest->append_conf('postgresql.conf', "max_locks_per_transaction = $locks\nmax_connections = 16"); $dest->restart; return; }
 	$t->src('CREATE SCHEMA crowd');
-	$t->src(q{DO $$ BEGIN FOR i IN 1..60 LOOP EXECUTE format('CREATE TABLE crowd.t%s (id int PRIMARY KEY, v text)', i); COMMIT; END LOOP; END $$});
+	$t->src(q{DO $$ BEGIN FOR i IN 1..80 LOOP EXECUTE format('CREATE TABLE crowd.t%s (id int PRIMARY KEY, v text)', i); COMMIT; END LOOP; END $$});
 	few_locks(10);
-	run_refused('["crowd.*"]', '{}', 'dest', '53400', 'swap of 60 tables.*lock table.*HINT:.*max_locks_per_transaction', 'locks of the destination');
+	run_refused('["crowd.*"]', '{}', 'dest', '53400', 'swap of 80 tables.*lock table.*HINT:.*max_locks_per_transaction', 'locks of the destination');
 
 	# what fits at first does not when there are old tables to be dropped, too
 	$t->create_mirror('f', [ map { "crowd.t$_" } 1 .. 20 ]);
