@@ -618,25 +618,25 @@ drop_marked(PgDestination *dest, const char *token, const char *condition)
 	resync_pq_clear(res);
 }
 
-/* In a transaction: the run is fenced out, and what it was building goes. */
+/*
+ * In a transaction: runs are fenced out, and what they were building goes.
+ * token: a literal; condition: on t.run.
+ */
 static void
-retire_run(PgDestination *dest, int64 run)
+retire_runs(PgDestination *dest, const char *token, const char *condition)
 {
-	const char *token = resync_pg_literal(dest->head.id->token);
 	const char *m = dest->meta_quoted;
 
 	resync_pq_exec(
 		dest->conn,
-		psprintf(
-			"UPDATE %s.resync_run SET state = 'retired' WHERE token = %s AND run = " INT64_FORMAT,
-			m, token, run));
-	drop_marked(dest, token, psprintf("t.run = " INT64_FORMAT " AND NOT t.swapped", run));
+		psprintf("UPDATE %s.resync_run t SET state = 'retired' WHERE t.token = %s AND %s", m, token,
+				 condition));
+	drop_marked(dest, token, psprintf("NOT t.swapped AND %s", condition));
 	resync_pq_exec(
 		dest->conn,
-		psprintf("DELETE FROM %s.resync_table WHERE token = %s AND run = " INT64_FORMAT
-				 " AND NOT swapped;"
-				 "DELETE FROM %s.resync_partition WHERE token = %s AND run = " INT64_FORMAT,
-				 m, token, run, m, token, run));
+		psprintf("DELETE FROM %s.resync_table t WHERE t.token = %s AND NOT t.swapped AND %s;"
+				 "DELETE FROM %s.resync_partition t WHERE t.token = %s AND %s",
+				 m, token, condition, m, token, condition));
 }
 
 /*
@@ -667,7 +667,7 @@ end_namesake(PgDestination *dest, XLogRecPtr start_lsn)
 							 "number at the destination",
 							 run, dest->head.id->mirror),
 					  errdetail("The other one is of a time that this server was put back from.")));
-		retire_run(dest, run);
+		retire_runs(dest, token, psprintf("t.run = " INT64_FORMAT, run));
 	}
 	resync_pq_clear(res);
 	resync_pq_exec(dest->conn,
@@ -731,19 +731,14 @@ pg_adopt(Destination *head, const char *old_token)
 
 	if (resync_pg_has_metadata(dest))
 	{
-		resync_pq_exec(dest->conn,
-					   psprintf("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
-								"UPDATE %s.resync_run SET state = 'retired' WHERE token = %s",
-								m, from));
-		drop_marked(dest, from, "NOT t.swapped");
+		resync_pq_exec(dest->conn, "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE");
+		retire_runs(dest, from, "true");
 		resync_pq_exec(
 			dest->conn,
-			psprintf("DELETE FROM %s.resync_table WHERE token = %s AND NOT swapped;"
-					 "DELETE FROM %s.resync_partition WHERE token = %s;"
-					 "UPDATE %s.resync_table SET token = %s, run = CASE WHEN run > 0 THEN"
+			psprintf("UPDATE %s.resync_table SET token = %s, run = CASE WHEN run > 0 THEN"
 					 " (SELECT least(min(run), 0) FROM %s.resync_table WHERE token = %s)"
 					 " - run ELSE run END WHERE token = %s; COMMIT",
-					 m, from, m, from, m, to, m, from, from));
+					 m, to, m, from, from));
 	}
 	MemoryContextSwitchTo(old);
 }
@@ -758,7 +753,8 @@ pg_end_run(Destination *head, int64 run)
 	{
 		resync_pq_exec(dest->conn, "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE");
 		check_mirror(dest);
-		retire_run(dest, run);
+		retire_runs(dest, resync_pg_literal(head->id->token),
+					psprintf("t.run = " INT64_FORMAT, run));
 		resync_pg_commit(dest);
 	}
 	MemoryContextSwitchTo(old);

@@ -30,9 +30,9 @@ typedef struct RunCtl
 	ResyncErrorReport		trouble;	/* it; not shown yet if set */
 	TimestampTz				noted_at;	/* counters last written to the catalog */
 	XLogRecPtr				noted_lsn;
-	TimestampTz over_since; /* resync_watch_retained(): 0 = the slot holds no more than it may */
-	XLogRecPtr	advance_to; /* where the streamer was asked to confirm; 0 = not asked */
-	int			advances;	/* done since over_since */
+	TimestampTz				over_since; /* the slot holds too much; 0 = it does not */
+	XLogRecPtr				over_at;	/* end of WAL then */
+	XLogRecPtr				advance_to; /* where the streamer was asked to confirm; 0 = not asked */
 } RunCtl;
 
 /* What phase load knows while this coordinator lives. */

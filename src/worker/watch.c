@@ -27,14 +27,8 @@
 
 #define WATCH_INTERVAL_MS 5000
 
-/* so long a slot over resync.max_wal_retained has to be moved on */
+/* so long a slot over resync.max_wal_retained may take to let WAL go */
 #define ADVANCE_TIMEOUT_MS 10000
-
-/*
- * A slot takes the next point to restart from only when it has used the one
- * before: with the second advance it is where the first one could have been.
- */
-#define ADVANCES 2
 
 /*
  * A transaction that has written and stays open keeps the slot from letting WAL
@@ -219,9 +213,12 @@ check_rights(Coordinator *co)
  * resync.max_wal_retained for the live run.  A slot moves only when decoding
  * meets a record of running transactions, which the server writes a few times a
  * minute, and when the streamer confirms, which it does as seldom while there is
- * nothing to send.  So before a mirror fails such a record is written and the
- * streamer asked to confirm it.  Only what that does not let go counts: an open
- * transaction keeps it, or a destination that does not follow.
+ * nothing to send.  So before a mirror fails such records are written and the
+ * streamer is asked to confirm them, one after the other: a slot takes its next
+ * position only when it has used the one before, and never one within a
+ * transaction.  The mirror fails if what the slot held at first is still held
+ * after a while: by an open transaction, or a destination that does not follow.
+ * What was written since is another matter.
  *
  * Called with every step.  True: it waits for the streamer, come again soon.
  */
@@ -241,28 +238,22 @@ resync_watch_retained(Coordinator *co, StreamerState state)
 	if (ctl->over_since == 0)
 	{
 		ctl->over_since = GetCurrentTimestamp();
+		ctl->over_at = GetXLogInsertRecPtr();
 		ctl->advance_to = 0;
-		ctl->advances = 0;
 	}
 	if (TimestampDifferenceExceeds(ctl->over_since, GetCurrentTimestamp(), ADVANCE_TIMEOUT_MS))
 		resync_worker_check_retained(slot);
-	if (state != STREAMER_STREAMING || !resync_worker_slot_positions(slot, &restart, &confirmed) ||
-		confirmed < ctl->advance_to)
+	if (state != STREAMER_STREAMING || !resync_worker_slot_positions(slot, &restart, &confirmed))
 		return true;
-
-	/* WAL that was written since is another matter: the slot follows */
-	if (ctl->advance_to != 0 && ++ctl->advances >= ADVANCES)
-	{
-		if (ctl->advance_to - Min(restart, ctl->advance_to) >
-			(uint64) resync_max_wal_retained * 1024 * 1024)
-			resync_worker_check_retained(slot);
+	if (restart >= ctl->over_at)
 		ctl->over_since = 0;
-		return true;
+	else if (confirmed >= ctl->advance_to)
+	{
+		ctl->advance_to = LogStandbySnapshot();
+		XLogFlush(ctl->advance_to);
+		pg_atomic_write_u64(&ctl->rs->advance_request, ctl->advance_to);
+		resync_shmem_wake(ctl->rs->streamer_pgprocno);
 	}
-	ctl->advance_to = LogStandbySnapshot();
-	XLogFlush(ctl->advance_to);
-	pg_atomic_write_u64(&ctl->rs->advance_request, ctl->advance_to);
-	resync_shmem_wake(ctl->rs->streamer_pgprocno);
 	return true;
 }
 
