@@ -388,9 +388,7 @@ resync_launcher_main(Datum arg)
 {
 	TimestampTz next_check;
 
-	pqsignal(SIGHUP, SignalHandlerForConfigReload);
-	pqsignal(SIGTERM, die);
-	BackgroundWorkerUnblockSignals();
+	resync_worker_signals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 
 	starting = MemoryContextAllocZero(TopMemoryContext, resync_max_mirrors * sizeof(Starting));

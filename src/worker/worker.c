@@ -165,15 +165,27 @@ resync_worker_crashed(Oid database, int64 mirror)
 }
 
 void
+resync_worker_signals(void)
+{
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+
+	/*
+	 * The postmaster's settings may be older than its last SIGHUP, which a
+	 * worker that was being forked did not see.
+	 */
+	ConfigReloadPending = true;
+	BackgroundWorkerUnblockSignals();
+}
+
+void
 resync_worker_init(const WorkerArgs *args, const char *role)
 {
 	char name[64];
 
-	pqsignal(SIGHUP, SignalHandlerForConfigReload);
-	pqsignal(SIGTERM, die);
 	if (args->mirror != 0)
 		make_mark(args->database, args->mirror);
-	BackgroundWorkerUnblockSignals();
+	resync_worker_signals();
 
 	BackgroundWorkerInitializeConnectionByOid(args->database, InvalidOid, 0);
 	for (int i = 0; i < lengthof(pinned_settings); i++)

@@ -36,6 +36,9 @@ typedef struct WorkerArgs
 extern BackgroundWorkerHandle *
 resync_worker_start(const char *function, const char *role, const WorkerArgs *args);
 
+/* SIGHUP and SIGTERM, as all workers handle them. */
+extern void resync_worker_signals(void);
+
 /*
  * First thing in every worker's main: signals, connection to the database as
  * bootstrap superuser, pinned settings, application_name "resync <role>".
