@@ -97,7 +97,7 @@ SELECT peerdb_create_mirror('m', 'resync_pg', '[{"from": "resync_s.a", "exclude"
 SELECT peerdb_create_mirror('m', 'resync_pg', '[{"from": "resync_s.a", "exclude": ["id"]}]');
 \set VERBOSITY default
 
--- the keys of each kind of peer; none of these destinations is available yet
+-- the keys of each kind of peer; Snowflake and BigQuery are not available yet
 SELECT peerdb_create_mirror('m', 'resync_ch', '[{"from": "resync_s.a", "nonsense": 1}]');
 SELECT peerdb_create_mirror('m', 'resync_ch', '[{"from": "resync_s.a", "order_by": "id"}]');
 SELECT peerdb_create_mirror('m', 'resync_ch', '[{"from": "resync_s.a", "append": "yes"}]');
@@ -107,8 +107,11 @@ SELECT peerdb_create_mirror('m', 'resync_ch', '[{"from": "resync_s.a", "columns"
 SELECT peerdb_create_mirror('m', 'resync_bq', '[{"from": "resync_s.a", "engine": "x"}]');
 SELECT peerdb_create_mirror('m', 'resync_ch', '["resync_s.a:x", "resync_s.b:x"]');
 \set VERBOSITY terse
+BEGIN;
+SET LOCAL client_min_messages = warning;
 SELECT peerdb_create_mirror('m', 'resync_ch',
-	'[{"from": "resync_s.a", "to": "Odd Name", "engine": "MergeTree", "order_by": ["id"], "partition_by": "id", "columns": [{"source": "b", "type": "String", "nullable": true}]}]');
+	'[{"from": "resync_s.a", "to": "Odd Name", "engine": "MergeTree", "order_by": ["id"], "partition_by": "id", "sharding_key": "id", "columns": [{"source": "b", "type": "String", "nullable": true}]}]') > 0 AS created;
+ROLLBACK;
 SELECT peerdb_create_mirror('m', 'resync_sf', '["resync_s.a", "resync_s.b:\"x\".y"]');
 SELECT peerdb_create_mirror('m', 'resync_bq', '["resync_s.a:literal name"]');
 \set VERBOSITY default

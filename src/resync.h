@@ -87,6 +87,8 @@ typedef struct ResyncTable
 	int			  nkeys;		 /* number of columns with keypos > 0; 0 for a
 								 * table without key ('f' without primary key,
 								 * 'n'): rows are not compacted */
+	int			  nsourcekeys;	 /* the first of these: the source's own key;
+								* map_columns may have added some */
 	int			  ncols;
 	ResyncColumn *cols;			   /* in destination order */
 	char		 *mapping;		   /* the user's mapping, JSON text */
@@ -154,6 +156,15 @@ extern PGDLLIMPORT int	resync_lock_yield;		  /* ms */
 extern PGDLLIMPORT int	resync_slot_timeout;	  /* s, 0 = none */
 extern PGDLLIMPORT int	resync_swap_lock_timeout; /* ms */
 extern PGDLLIMPORT int	resync_max_mirrors;
+
+#ifdef RESYNC_DEBUG
+/* Test builds only: stop, fail or crash here when the file
+ * <data directory>/resync_debug/<name> says so (worker/debug.c). */
+extern void resync_debug_point(const char *name);
+#define RESYNC_DEBUG_POINT(name) resync_debug_point(name)
+#else
+#define RESYNC_DEBUG_POINT(name) ((void) 0)
+#endif
 
 /* Raised by every SQL function when the library is not preloaded. */
 extern bool resync_is_preloaded(void);

@@ -1,8 +1,8 @@
 #!/bin/bash
-# Installs what `make test`, `make demo` (argument demo) and `make
-# test-valgrind` (argument valgrind) need and the machine has not, by apt.  Runs
-# as root or by sudo; does nothing, and needs no rights, when everything is
-# there.
+# Installs what `make test`, `make demo` (argument demo), `make test-valgrind`
+# (argument valgrind) and the ClickHouse engine (argument npm) need and the
+# machine has not, by apt.  Runs as root or by sudo; does nothing, and needs no
+# rights, when everything is there.
 #
 # Neither starts nor changes a cluster: where postgresql-15 is not installed
 # yet, postgresql-common is told first not to create the "main" cluster.
@@ -10,13 +10,18 @@
 set -euo pipefail
 
 PGVER=${PGVER:-15}
+build=(
+	"postgresql-$PGVER" "postgresql-server-dev-$PGVER" libpq-dev make gcc
+	pkg-config libcurl4-openssl-dev libzstd-dev liblz4-dev zlib1g-dev
+)
 wanted=(
-	"postgresql-$PGVER" "postgresql-server-dev-$PGVER" "postgresql-$PGVER-cron"
-	libpq-dev libipc-run-perl make gcc perl clang-format
+	"${build[@]}" "postgresql-$PGVER-cron" libipc-run-perl perl clang-format
+	curl openssl socat
 )
 case "${1:-}" in
-	demo) wanted=("postgresql-$PGVER" "postgresql-server-dev-$PGVER" libpq-dev make gcc) ;;
+	demo) wanted=("${build[@]}" curl) ;;
 	valgrind) wanted+=(valgrind libc6-dbg) ;;
+	npm) wanted=(nodejs npm) ;;
 esac
 
 missing=()

@@ -51,7 +51,8 @@ static const ElementKey element_keys[] = {
 	{"from", KEY_STRING, false},		{"to", KEY_STRING, false},
 	{"exclude", KEY_STRINGS, false},	{"append", KEY_BOOL, false},
 	{"engine", KEY_STRING, true},		{"order_by", KEY_STRINGS, true},
-	{"partition_by", KEY_STRING, true}, {"columns", KEY_COLUMNS, true},
+	{"partition_by", KEY_STRING, true}, {"sharding_key", KEY_STRING, true},
+	{"columns", KEY_COLUMNS, true},
 };
 
 static const struct

@@ -381,6 +381,7 @@ resolve_columns(Relation rel, const TableRow *row, const Identity *id, ResyncTab
 		col->keypos = keypos;
 	}
 	table->nkeys = id->nkeys;
+	table->nsourcekeys = id->nkeys;
 	if (table->ncols == 0)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						errmsg("table \"%s.%s\" has no column to mirror", row->schema, row->name)));

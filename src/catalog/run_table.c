@@ -37,8 +37,8 @@ plan_of_table(const ResyncTable *table)
 	StringInfoData buf;
 
 	initStringInfo(&buf);
-	appendStringInfo(&buf, "{\"identity\": \"%c\", \"identity_full\": %s", table->identity,
-					 table->identity_full ? "true" : "false");
+	appendStringInfo(&buf, "{\"identity\": \"%c\", \"identity_full\": %s, \"source_keys\": %d",
+					 table->identity, table->identity_full ? "true" : "false", table->nsourcekeys);
 	json_text(&buf, "mapping", table->mapping);
 	appendStringInfoString(&buf, ", \"columns\": [");
 	for (int i = 0; i < table->ncols; i++)
@@ -118,7 +118,8 @@ read_tables(int64 run, int *ntables, MemoryContext context)
 		"SELECT ordinal, relid, schema_name, table_name, dest_schema, dest_name, "
 		"build_name, state, multi_snapshot, plan->>'identity', "
 		"(plan->>'identity_full')::boolean, plan->>'mapping', "
-		"pg_catalog.jsonb_array_length(plan->'columns'), loaded_snapshot "
+		"pg_catalog.jsonb_array_length(plan->'columns'), loaded_snapshot, "
+		"COALESCE((plan->>'source_keys')::int, 0) "
 		"FROM peerdb._run_table WHERE run = $1 ORDER BY ordinal",
 		SPI_OK_SELECT, 1, ARG_INT8(run));
 	tables = MemoryContextAlloc(context, Max(n, 1) * sizeof(ResyncTable *));
@@ -140,6 +141,7 @@ read_tables(int64 run, int *ntables, MemoryContext context)
 		t->mapping = result_text(i, 12, context);
 		t->ncols = result_int4(i, 13);
 		t->loaded_snapshot = result_text(i, 14, context);
+		t->nsourcekeys = result_int4(i, 15);
 		t->cols = MemoryContextAllocZero(context, Max(t->ncols, 1) * sizeof(ResyncColumn));
 		tables[i] = t;
 	}

@@ -96,13 +96,13 @@ encode_key(Decoder *decoder, DecodeRel *entry, const ResyncTable *table, TupleDe
 	{
 		int attno = entry->key_attno[k];
 
-		if (nulls[attno])
+		if (nulls[attno] && k < table->nsourcekeys)
 			ereport(ERROR,
 					(errcode(RESYNC_DECODE_ERRCODE_NEEDS_RESYNC),
 					 errmsg("a change of table \"%s.%s\" arrived without its key column \"%s\"",
 							table->schema, table->name, table->cols[entry->key_column[k]].name),
 					 errhint("Run peerdb_resync() to rebuild the mirror.")));
-		resync_encode_field(entry->encoder, entry->key_column[k], values[attno], false, out);
+		resync_encode_field(entry->encoder, entry->key_column[k], values[attno], nulls[attno], out);
 	}
 }
 
@@ -335,14 +335,14 @@ change_cb(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation rel,
 		switch (change->action)
 		{
 			case REORDER_BUFFER_CHANGE_INSERT:
-				do_insert(decoder, entry, table, RelationGetDescr(rel), newtuple, change->lsn);
+				do_insert(decoder, entry, table, RelationGetDescr(rel), newtuple, txn->final_lsn);
 				break;
 			case REORDER_BUFFER_CHANGE_UPDATE:
 				do_update(decoder, entry, table, RelationGetDescr(rel), oldtuple, newtuple,
-						  change->lsn);
+						  txn->final_lsn);
 				break;
 			case REORDER_BUFFER_CHANGE_DELETE:
-				do_delete(decoder, entry, table, RelationGetDescr(rel), oldtuple, change->lsn);
+				do_delete(decoder, entry, table, RelationGetDescr(rel), oldtuple, txn->final_lsn);
 				break;
 			default:
 				elog(ERROR, "unexpected change %d", change->action);
@@ -394,7 +394,7 @@ truncate_cb(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, int nrelations,
 		}
 		if (table->relid == RelationGetRelid(relations[i]))
 		{
-			resync_batch_truncate(decoder->config->batch, table, change->lsn);
+			resync_batch_truncate(decoder->config->batch, table, txn->final_lsn);
 			decoder->changes++;
 		}
 		decoder->current = NULL;

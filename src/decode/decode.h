@@ -51,6 +51,9 @@ extern XLogRecPtr resync_slot_acquire(const char *slot_name);
 /* How a decoder asks for encoders: the destination's make_encoder. */
 typedef RowEncoder *(*MakeEncoderFn)(void *arg, const ResyncTable *table, TupleDesc desc);
 
+/* How it asks for an added column's dest_name, dest_type, wire and wire_info. */
+typedef void (*MapAddedFn)(void *arg, const ResyncTable *table, ResyncColumn *col);
+
 typedef struct DecodeConfig
 {
 	ResyncTable **tables; /* replaced by newer versions as columns are
@@ -61,7 +64,8 @@ typedef struct DecodeConfig
 	const char	 *token;   /* of the mirror: messages that carry it are ours */
 	ResyncBatch	 *batch;   /* changes go here */
 	MakeEncoderFn make_encoder;
-	void		 *make_encoder_arg;
+	MapAddedFn	  map_added;
+	void		 *make_encoder_arg; /* of both */
 } DecodeConfig;
 
 /* A column that was added at the source while the mirror streamed. */
@@ -74,12 +78,18 @@ typedef struct AddedColumn
 	int32	   typmod;
 	bool	   notnull;
 	bool	   generated;
+	/* what the destination makes of it */
+	char dest_name[256];
+	char dest_type[256];
+	char wire[16];
+	char wire_info[256]; /* empty: none */
 } AddedColumn;
 
-/*
- * A copy of the table, in the current context, with one more column.  Only for
- * built-in types, whose name and bytes mean the same at every destination.
- */
+/* False: the column's names or types are too long. */
+extern bool resync_decode_describe_column(const ResyncTable *table, const ResyncColumn *col,
+										  AddedColumn *added);
+
+/* A copy of the table, in the current context, with one more column. */
 extern ResyncTable *
 resync_decode_table_with_column(const ResyncTable *table, const AddedColumn *added);
 

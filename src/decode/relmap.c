@@ -154,8 +154,6 @@ resync_decode_table_with_column(const ResyncTable *table, const AddedColumn *add
 {
 	ResyncTable	 *copy = palloc(sizeof(ResyncTable));
 	ResyncColumn *col;
-	int32		  typmod = added->typmod;
-	Oid			  base = getBaseTypeAndTypmod(added->typid, &typmod);
 
 	*copy = *table;
 	copy->cols = palloc0((table->ncols + 1) * sizeof(ResyncColumn));
@@ -167,11 +165,32 @@ resync_decode_table_with_column(const ResyncTable *table, const AddedColumn *add
 	col->typmod = added->typmod;
 	col->notnull = added->notnull;
 	col->generated = added->generated;
-	col->dest_name = col->name;
-	col->dest_type = format_type_extended(base, typmod,
-										  FORMAT_TYPE_TYPEMOD_GIVEN | FORMAT_TYPE_FORCE_QUALIFY);
-	col->wire = (table->ncols > 0 && strcmp(table->cols[0].wire, "text") == 0) ? "text" : "binary";
+	col->dest_name = pstrdup(added->dest_name);
+	col->dest_type = pstrdup(added->dest_type);
+	col->wire = pstrdup(added->wire);
+	col->wire_info = added->wire_info[0] != '\0' ? pstrdup(added->wire_info) : NULL;
 	return copy;
+}
+
+bool
+resync_decode_describe_column(const ResyncTable *table, const ResyncColumn *col, AddedColumn *added)
+{
+	const char *info = col->wire_info != NULL ? col->wire_info : "";
+
+	memset(added, 0, sizeof(AddedColumn));
+	added->ordinal = table->ordinal;
+	namestrcpy(&added->name, col->name);
+	added->attnum = col->attnum;
+	added->typid = col->typid;
+	added->typmod = col->typmod;
+	added->notnull = col->notnull;
+	added->generated = col->generated;
+	return strlcpy(added->dest_name, col->dest_name, sizeof(added->dest_name)) <
+			   sizeof(added->dest_name) &&
+		   strlcpy(added->dest_type, col->dest_type, sizeof(added->dest_type)) <
+			   sizeof(added->dest_type) &&
+		   strlcpy(added->wire, col->wire, sizeof(added->wire)) < sizeof(added->wire) &&
+		   strlcpy(added->wire_info, info, sizeof(added->wire_info)) < sizeof(added->wire_info);
 }
 
 /* A built-in type whose binary values mean the same everywhere. */
@@ -201,6 +220,7 @@ add_column(RelMap *map, int index, Relation rel, Form_pg_attribute att)
 	ResyncTable	 *table = map->config->tables[index];
 	ResyncTable	 *newer;
 	AddedColumn	  added;
+	ResyncColumn  col = {0};
 	MemoryContext old;
 	Oid			  base;
 	Oid			  element;
@@ -225,14 +245,18 @@ add_column(RelMap *map, int index, Relation rel, Form_pg_attribute att)
 		default_text = OidOutputFunctionCall(outfn,
 											 desc->constr->missing[att->attnum - 1].am_value);
 	}
-	added.ordinal = table->ordinal;
-	added.name = att->attname;
+	col.name = NameStr(att->attname);
 	/* of the table itself: a leaf's may differ */
-	added.attnum = get_attnum(table->relid, NameStr(att->attname));
-	added.typid = att->atttypid;
-	added.typmod = att->atttypmod;
-	added.notnull = att->attnotnull;
-	added.generated = (att->attgenerated != '\0');
+	col.attnum = get_attnum(table->relid, NameStr(att->attname));
+	col.typid = att->atttypid;
+	col.typmod = att->atttypmod;
+	col.notnull = att->attnotnull;
+	col.generated = (att->attgenerated != '\0');
+	map->config->map_added(map->config->make_encoder_arg, table, &col);
+	if (!resync_decode_describe_column(table, &col, &added))
+		raise_changed(table,
+					  psprintf("Column \"%s\" was added; it needs a look at the destination.",
+							   NameStr(att->attname)));
 
 	/* in the map's context: batches may still refer to the old version */
 	old = MemoryContextSwitchTo(map->context);

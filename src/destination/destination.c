@@ -9,7 +9,7 @@
 
 #include "destination/destination.h"
 
-#include "net/pq.h"
+#include "net/wait.h"
 
 /* Wrappers of ours, and the methods behind them.  NULL: not available yet. */
 static const struct
@@ -20,7 +20,7 @@ static const struct
 } destinations[] = {
 	{"peerdb_postgres", "PostgreSQL", &resync_destination_postgres},
 	{"postgres_fdw", "PostgreSQL", &resync_destination_postgres},
-	{"peerdb_clickhouse", "ClickHouse", NULL},
+	{"peerdb_clickhouse", "ClickHouse", &resync_destination_clickhouse},
 	{"peerdb_snowflake", "Snowflake", NULL},
 	{"peerdb_bigquery", "BigQuery", NULL},
 };
@@ -44,18 +44,24 @@ resync_destination_require(const char *wrapper)
 		if (strcmp(destinations[i].wrapper, wrapper) != 0)
 			continue;
 		if (destinations[i].routine == NULL)
-			ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-							errmsg("destination %s is not available yet", destinations[i].label),
-							errhint("Use a server of \"peerdb_postgres\" or \"postgres_fdw\".")));
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("destination %s is not available yet", destinations[i].label),
+				 errhint(
+					 "Use a server of \"peerdb_postgres\", \"postgres_fdw\" or \"peerdb_clickhouse\".")));
 		return destinations[i].routine;
 	}
-	ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
-					errmsg("a server of foreign-data wrapper \"%s\" cannot be a peer", wrapper),
-					errhint("Use a server of \"peerdb_postgres\" or \"postgres_fdw\".")));
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+		 errmsg("a server of foreign-data wrapper \"%s\" cannot be a peer", wrapper),
+		 errhint(
+			 "Use a server of \"peerdb_postgres\", \"postgres_fdw\" or \"peerdb_clickhouse\".")));
 }
 
 void
 resync_destination_set_wait_hook(void (*hook)(void))
 {
-	resync_pq_wait_hook = hook;
+	resync_wait_hook = hook;
 }

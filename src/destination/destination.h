@@ -47,13 +47,23 @@ typedef struct DonePartition
 } DonePartition;
 
 /*
- * By-key fetch from the source, for rows that the destination turns out not to
- * have (rule 7).  key: nkeys fields in keypos order.  Appends the ncols fields
- * of the row as it is now to out, or returns false when it is gone.  Called
- * outside decoding callbacks only.
+ * By-key fetch from the source, for rows whose change left out values that the
+ * destination does not have (rule 7).  Called outside decoding callbacks only.
  */
-typedef bool (*FetchRowFn)(void *arg, const ResyncTable *table, const char *key, uint32 key_len,
-						   StringInfo out);
+typedef struct FetchRow
+{
+	const char	  *key; /* nkeys fields in keypos order */
+	uint32		   key_len;
+	bool		   found; /* false before the call */
+	StringInfoData row;	  /* initialized by the caller; the ncols fields of the
+						   * row as it is now are appended */
+} FetchRow;
+
+/*
+ * Returns how many of the rows, from the first on, were looked up: at least
+ * one, and fewer than all once they take much memory.
+ */
+typedef int (*FetchRowsFn)(void *arg, const ResyncTable *table, FetchRow *rows, int nrows);
 
 struct DestinationRoutine
 {
@@ -78,6 +88,13 @@ struct DestinationRoutine
 	 * if one cannot be mapped.
 	 */
 	void (*map_columns)(Destination *dest, ResyncTable *table);
+
+	/*
+	 * The same for a column that was added while the mirror streams; table: as
+	 * it was before.  Asks the destination nothing: called in the streamer,
+	 * within a decoding callback.
+	 */
+	void (*map_added)(Destination *dest, const ResyncTable *table, ResyncColumn *col);
 
 	/*
 	 * Phase validate, one table; changes nothing.  Privileges to create, a
@@ -167,23 +184,38 @@ struct DestinationRoutine
 	XLogRecPtr (*applied_lsn)(Destination *dest);
 
 	/*
+	 * NULL, or: the end LSN of a batch that an earlier process has begun and
+	 * not finished, and that must be sent again as it was; Invalid: none.  The
+	 * next batch has to end exactly there.
+	 */
+	XLogRecPtr (*pending_lsn)(Destination *dest);
+
+	/*
 	 * Apply a batch, in one transaction with the new LSN; to_live: into the
 	 * live names, else build_name.  expected: the applied LSN that must be
 	 * there now.  Afterwards the destination has it durably.  Errors of one
 	 * table blame it (resync_destination_blame).
 	 */
 	void (*apply)(Destination *dest, ResyncBatch *batch, bool to_live, XLogRecPtr expected,
-				  XLogRecPtr end_lsn, FetchRowFn fetch, void *fetch_arg);
+				  XLogRecPtr end_lsn, FetchRowsFn fetch, void *fetch_arg);
 
 	/* Encoder for rows of a relation, for the batch. */
 	RowEncoder *(*make_encoder)(Destination *dest, const ResyncTable *table, TupleDesc desc);
 
 	/*
+	 * A field of a key column, which is not NULL, back to a value of the
+	 * source's type.  In a transaction of the source; the bytes at data[len]
+	 * may be written for a moment.
+	 */
+	Datum (*decode_field)(Destination *dest, const ResyncColumn *col, char *data, int len);
+
+	/*
 	 * Swap step 2: keys that the old (live) table has and build_name has not,
 	 * as soft-deleted rows.  Repeatable; returns rows carried over.  Nothing
-	 * to do without soft_delete or without an old table.
+	 * to do without soft_delete or without an old table.  May append warnings
+	 * (char *, in the current context) to *warnings.
 	 */
-	int64 (*transfer)(Destination *dest, const ResyncTable *table);
+	int64 (*transfer)(Destination *dest, const ResyncTable *table, List **warnings);
 
 	/*
 	 * Swap step 3: all tables in one step where the destination can.  lsn:
@@ -197,6 +229,12 @@ struct DestinationRoutine
 
 	/* After a crash between swap and its note: is this table swapped? */
 	bool (*is_swapped)(Destination *dest, const ResyncTable *table);
+
+	/*
+	 * NULL, or: all tables are swapped, what is left of the old ones goes.
+	 * Repeatable.
+	 */
+	void (*after_swap)(Destination *dest, ResyncTable **tables, int ntables);
 };
 
 /*
@@ -227,5 +265,6 @@ extern const DestinationRoutine *resync_destination_routine(const char *wrapper)
 extern const DestinationRoutine *resync_destination_require(const char *wrapper);
 
 extern const DestinationRoutine resync_destination_postgres;
+extern const DestinationRoutine resync_destination_clickhouse;
 
 #endif /* RESYNC_DESTINATION_H */

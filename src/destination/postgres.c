@@ -31,6 +31,7 @@
 #include "nodes/parsenodes.h"
 #include "storage/fd.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 
 #define DEFAULT_METADATA_SCHEMA "_peerdb_internal"
@@ -808,6 +809,37 @@ pg_make_encoder(Destination *dest, const ResyncTable *table, TupleDesc desc)
 	return resync_encode_pg_make(desc, table->cols, table->ncols);
 }
 
+static Datum
+pg_decode_field(Destination *dest, const ResyncColumn *col, char *data, int len)
+{
+	Oid fn;
+	Oid ioparam;
+
+	if (strcmp(col->wire, "binary") == 0)
+	{
+		StringInfoData buf;
+		char		   saved = data[len];
+		Datum		   value;
+
+		if (col->wire_info != NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("cannot look up a row of table by its key column \"%s\" of type %s",
+							col->name, format_type_be(col->typid))));
+		buf.data = data;
+		buf.len = len;
+		buf.maxlen = len + 1;
+		buf.cursor = 0;
+		data[len] = '\0';
+		getTypeBinaryInputInfo(col->typid, &fn, &ioparam);
+		value = OidReceiveFunctionCall(fn, &buf, ioparam, col->typmod);
+		data[len] = saved;
+		return value;
+	}
+	getTypeInputInfo(col->typid, &fn, &ioparam);
+	return OidInputFunctionCall(fn, pnstrdup(data, len), ioparam, col->typmod);
+}
+
 const DestinationRoutine resync_destination_postgres = {
 	.peer_type = "postgres",
 	.default_sync_interval = 0.1,
@@ -818,6 +850,7 @@ const DestinationRoutine resync_destination_postgres = {
 	.close = pg_close,
 	.version = pg_version,
 	.map_columns = resync_pg_map_columns,
+	.map_added = resync_pg_map_added,
 	.check_table = resync_pg_check_table,
 	.check_tables = resync_pg_check_tables,
 	.begin_run = pg_begin_run,
@@ -837,6 +870,7 @@ const DestinationRoutine resync_destination_postgres = {
 	.applied_lsn = pg_applied_lsn,
 	.apply = resync_pg_apply,
 	.make_encoder = pg_make_encoder,
+	.decode_field = pg_decode_field,
 	.transfer = resync_pg_transfer,
 	.swap = resync_pg_swap,
 	.is_swapped = resync_pg_is_swapped,

@@ -98,6 +98,7 @@ extern bool					resync_pg_is_text(const ResyncTable *table);
 
 /* postgres_map.c */
 extern void resync_pg_map_columns(Destination *dest, ResyncTable *table);
+extern void resync_pg_map_added(Destination *dest, const ResyncTable *table, ResyncColumn *col);
 
 /* postgres_check.c */
 extern void resync_pg_check_table(Destination *dest, const ResyncTable *table, bool live_expected,
@@ -130,10 +131,10 @@ resync_pg_count_rows(Destination *dest, const ResyncTable *table, bool build, bo
 /* postgres_apply.c */
 extern void
 resync_pg_apply(Destination *dest, ResyncBatch *batch, bool to_live, XLogRecPtr expected,
-				XLogRecPtr end_lsn, FetchRowFn fetch, void *fetch_arg);
+				XLogRecPtr end_lsn, FetchRowsFn fetch, void *fetch_arg);
 
 /* postgres_swap.c */
-extern int64 resync_pg_transfer(Destination *dest, const ResyncTable *table);
+extern int64 resync_pg_transfer(Destination *dest, const ResyncTable *table, List **warnings);
 extern bool	 resync_pg_swap(Destination *dest, ResyncTable **tables, int ntables, XLogRecPtr lsn,
 							int64 retire_run);
 extern bool	 resync_pg_is_swapped(Destination *dest, const ResyncTable *table);

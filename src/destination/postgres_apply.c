@@ -41,7 +41,7 @@ typedef struct ApplyState
 	PgDestination *dest;
 	bool		   to_live;
 	bool		   fetched; /* rows came from the source in this batch */
-	FetchRowFn	   fetch;
+	FetchRowsFn	   fetch;
 	void		  *fetch_arg;
 	PgFenceInfo	   info;
 	StringInfoData todo;		  /* statements to be sent with the next query */
@@ -533,6 +533,33 @@ resolve_bases(ApplyState *state, ApplyTable *at)
 	}
 }
 
+/* Rows from the source into the stage, by keys of res from one on; how many. */
+static int
+fetch_some(ApplyState *state, ApplyTable *at, PGresult *res, int first, StringInfo chunk)
+{
+	MemoryContext old = MemoryContextSwitchTo(state->row_context);
+	int			  n = PQntuples(res) - first;
+	FetchRow	 *rows = palloc0(sizeof(FetchRow) * n);
+	StageExtra	  extra = {BATCH_UPSERT};
+	int			  done;
+
+	for (int i = 0; i < n; i++)
+	{
+		rows[i].key = PQgetvalue(res, first + i, 1);
+		rows[i].key_len = PQgetlength(res, first + i, 1);
+		initStringInfo(&rows[i].row);
+	}
+	done = state->fetch(state->fetch_arg, at->table, rows, n);
+	for (int i = 0; i < done; i++)
+	{
+		if (rows[i].found)
+			stage_copy_row(state, at, rows[i].row.data, rows[i].row.len, &extra, chunk);
+	}
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(state->row_context);
+	return done;
+}
+
 /*
  * Rows with unchanged columns whose row the destination does not have (it was
  * loaded under another snapshot, see rule 2) come from the source by key.  One
@@ -577,19 +604,8 @@ fetch_missing(ApplyState *state, ApplyTable *at)
 		state->fetched = true;
 		chunk = makeStringInfo();
 		stage_copy_begin(state, at, chunk);
-		for (int i = 0; i < n; i++)
-		{
-			MemoryContext  old = MemoryContextSwitchTo(state->row_context);
-			StageExtra	   extra = {BATCH_UPSERT};
-			StringInfoData row;
-
-			initStringInfo(&row);
-			if (state->fetch(state->fetch_arg, at->table, PQgetvalue(res, i, 1),
-							 PQgetlength(res, i, 1), &row))
-				stage_copy_row(state, at, row.data, row.len, &extra, chunk);
-			MemoryContextSwitchTo(old);
-			MemoryContextReset(state->row_context);
-		}
+		for (int i = 0; i < n;)
+			i += fetch_some(state, at, res, i, chunk);
 		stage_copy_end(state, at, chunk);
 		resync_pq_clear(res);
 	}
@@ -917,7 +933,7 @@ apply_parts(ApplyState *state, ResyncBatch *batch)
 
 void
 resync_pg_apply(Destination *head, ResyncBatch *batch, bool to_live, XLogRecPtr expected,
-				XLogRecPtr end_lsn, FetchRowFn fetch, void *fetch_arg)
+				XLogRecPtr end_lsn, FetchRowsFn fetch, void *fetch_arg)
 {
 	PgDestination *dest = (PgDestination *) head;
 	MemoryContext  old = resync_pg_enter(dest);

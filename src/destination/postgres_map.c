@@ -466,3 +466,19 @@ resync_pg_map_columns(Destination *head, ResyncTable *table)
 		col->wire_info = pairs;
 	}
 }
+
+/*
+ * Only built-in types come here, whose name and bytes mean the same at every
+ * PostgreSQL server.
+ */
+void
+resync_pg_map_added(Destination *head, const ResyncTable *table, ResyncColumn *col)
+{
+	int32 typmod = col->typmod;
+	Oid	  base = getBaseTypeAndTypmod(col->typid, &typmod);
+
+	col->dest_name = pstrdup(col->name);
+	col->dest_type = format_type_extended(base, typmod,
+										  FORMAT_TYPE_TYPEMOD_GIVEN | FORMAT_TYPE_FORCE_QUALIFY);
+	col->wire = (table->ncols > 0 && strcmp(table->cols[0].wire, "text") == 0) ? "text" : "binary";
+}

@@ -243,7 +243,7 @@ insert_tombstones(PgDestination *dest, const ResyncTable *table, const OldTable 
 }
 
 int64
-resync_pg_transfer(Destination *head, const ResyncTable *table)
+resync_pg_transfer(Destination *head, const ResyncTable *table, List **warnings)
 {
 	PgDestination *dest = (PgDestination *) head;
 	MemoryContext  caller = resync_pg_enter(dest);

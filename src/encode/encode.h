@@ -40,8 +40,12 @@ struct ColumnEncoder
 	int32		  typmod;
 	int16		  typlen; /* its length: -1 = varlena */
 	bool		  typbyval;
-	FmgrInfo	  finfo; /* send or output function, when used */
-	void		 *priv;	 /* encoder's own data */
+	char		  typalign;
+	FmgrInfo	  finfo;	 /* send or output function, when used */
+	void		 *priv;		 /* encoder's own data */
+	bool		  made_null; /* set by encode, which appended nothing: the value
+								 * can only be NULL there.  The caller clears
+								 * it. */
 };
 
 /*
@@ -73,6 +77,16 @@ typedef struct RowEncoder
 extern RowEncoder *resync_encode_pg_make(TupleDesc desc, const ResyncColumn *cols, int ncols);
 
 /*
+ * What a destination's own maker builds on: finds the columns in desc, with the
+ * checks named above, and has choose fill in encode, finfo and priv of each
+ * that is there.
+ */
+typedef void (*ChooseEncoderFn)(ColumnEncoder *enc, const ResyncColumn *col, void *arg);
+
+extern RowEncoder *resync_encode_make(TupleDesc desc, const ResyncColumn *cols, int ncols,
+									  ChooseEncoderFn choose, void *arg);
+
+/*
  * Append one field: length word and bytes, or -1.
  */
 static inline void
@@ -90,6 +104,11 @@ resync_encode_field(RowEncoder *enc, int col, Datum value, bool isnull, StringIn
 	{
 		enc->cols[col].encode(&enc->cols[col], value, buf);
 		n = (uint32) (buf->len - start - 4);
+		if (unlikely(enc->cols[col].made_null))
+		{
+			enc->cols[col].made_null = false;
+			n = (uint32) -1;
+		}
 	}
 	n = pg_hton32(n);
 	memcpy(buf->data + start, &n, 4);

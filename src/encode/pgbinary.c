@@ -30,12 +30,14 @@
 #include "access/detoast.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
+#include "encode/jsonb_text.h"
+#include "encode/numeric.h"
 #include "encode/oidmap.h"
+#include "encode/put.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/date.h"
 #include "utils/fmgrprotos.h"
-#include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
@@ -61,23 +63,6 @@ put_uint64(StringInfo buf, uint64 n)
 {
 	n = pg_hton64(n);
 	appendBinaryStringInfo(buf, (char *) &n, sizeof(n));
-}
-
-/*
- * A varlena as it can be read: in line, not compressed, maybe with a short
- * header.  release_varlena() takes back what it had to allocate.
- */
-static inline struct varlena *
-readable_varlena(Datum value)
-{
-	return pg_detoast_datum_packed((struct varlena *) DatumGetPointer(value));
-}
-
-static inline void
-release_varlena(struct varlena *v, Datum value)
-{
-	if ((Pointer) v != DatumGetPointer(value))
-		pfree(v);
 }
 
 /* ---- fixed-length types: boolsend, charsend, int2send ... ---- */
@@ -185,89 +170,38 @@ encode_bytes(ColumnEncoder *col, Datum value, StringInfo buf)
 static void
 encode_jsonb(ColumnEncoder *col, Datum value, StringInfo buf)
 {
-	Jsonb *jb = DatumGetJsonbP(value);
+	struct varlena *jsonb = readable_varlena(value);
 
 	appendStringInfoChar(buf, 1);
-	(void) JsonbToCString(buf, &jb->root, VARSIZE(jb));
-	release_varlena((struct varlena *) jb, value);
+	resync_jsonb_text(VARDATA_ANY(jsonb), buf);
+	release_varlena(jsonb, value);
 }
 
 /*
- * The header words of a stored numeric.  Core keeps them private
- * (utils/adt/numeric.c), but they are the on-disk format: they cannot change
- * under pg_upgrade.
- */
-#define NUM_SHORT_OR_SPECIAL 0x8000
-#define NUM_KIND_MASK 0xC000
-#define NUM_KIND_SPECIAL 0xC000
-#define NUM_SPECIAL_MASK 0xF000 /* NaN, Infinity or -Infinity */
-#define NUM_NEGATIVE 0x4000		/* in the long form, and as sent */
-#define NUM_LONG_DSCALE_MASK 0x3FFF
-#define NUM_SHORT_NEGATIVE 0x2000
-#define NUM_SHORT_DSCALE_MASK 0x1F80
-#define NUM_SHORT_DSCALE_SHIFT 7
-#define NUM_SHORT_WEIGHT_NEG 0x0040
-#define NUM_SHORT_WEIGHT_MASK 0x003F
-
-/*
  * numeric_send: int16 ndigits, weight, sign, dscale, then the digits, base
- * 10000.  Stored is either a word with everything in it (short form, and
- * special values, whose unused bits are read alike), or one word of sign and
- * dscale and one of weight (long form); then the digits.  The words may be
- * unaligned.
+ * 10000.
  */
 static void
 encode_numeric(ColumnEncoder *col, Datum value, StringInfo buf)
 {
 	struct varlena *v = readable_varlena(value);
-	const char	   *p = VARDATA_ANY(v);
-	int				len = VARSIZE_ANY_EXHDR(v);
-	uint16			header;
-	uint16			weight;
-	uint16			sign;
-	uint16			dscale;
-	int				ndigits;
+	NumericParts	parts;
 	char		   *out;
 
-	memcpy(&header, p, 2);
-	if ((header & NUM_SHORT_OR_SPECIAL) != 0)
-	{
-		weight = header & NUM_SHORT_WEIGHT_MASK;
-		if ((header & NUM_SHORT_WEIGHT_NEG) != 0)
-			weight |= (uint16) ~NUM_SHORT_WEIGHT_MASK;
-		dscale = (header & NUM_SHORT_DSCALE_MASK) >> NUM_SHORT_DSCALE_SHIFT;
-		if ((header & NUM_KIND_MASK) == NUM_KIND_SPECIAL)
-			sign = header & NUM_SPECIAL_MASK;
-		else
-			sign = (header & NUM_SHORT_NEGATIVE) != 0 ? NUM_NEGATIVE : 0;
-		p += 2;
-		len -= 2;
-	}
-	else
-	{
-		memcpy(&weight, p + 2, 2);
-		dscale = header & NUM_LONG_DSCALE_MASK;
-		sign = header & NUM_NEGATIVE;
-		p += 4;
-		len -= 4;
-	}
-	ndigits = len / 2;
-
-	enlargeStringInfo(buf, 8 + 2 * ndigits);
-	put_uint16(buf, (uint16) ndigits);
-	put_uint16(buf, weight);
-	put_uint16(buf, sign);
-	put_uint16(buf, dscale);
+	resync_numeric_read(VARDATA_ANY(v), VARSIZE_ANY_EXHDR(v), &parts);
+	enlargeStringInfo(buf, 8 + 2 * parts.ndigits);
+	put_uint16(buf, (uint16) parts.ndigits);
+	put_uint16(buf, (uint16) parts.weight);
+	put_uint16(buf, parts.sign);
+	put_uint16(buf, parts.dscale);
 	out = buf->data + buf->len;
-	for (int i = 0; i < ndigits; i++)
+	for (int i = 0; i < parts.ndigits; i++)
 	{
-		uint16 digit;
+		uint16 digit = pg_hton16((uint16) resync_numeric_digit(&parts, i));
 
-		memcpy(&digit, p + 2 * i, 2);
-		digit = pg_hton16(digit);
 		memcpy(out + 2 * i, &digit, 2);
 	}
-	buf->len += 2 * ndigits;
+	buf->len += 2 * parts.ndigits;
 	buf->data[buf->len] = '\0';
 	release_varlena(v, value);
 }
@@ -322,7 +256,7 @@ static const struct
  * How to encode a column that is there: fills in encode, finfo, priv.
  */
 static void
-choose_encoder(ColumnEncoder *enc, const ResyncColumn *col)
+choose_encoder(ColumnEncoder *enc, const ResyncColumn *col, void *arg)
 {
 	Oid	 base = getBaseType(enc->typid);
 	Oid	 fn;
@@ -374,7 +308,7 @@ find_column(TupleDesc desc, const char *name, int start)
 }
 
 static void
-make_column(ColumnEncoder *enc, TupleDesc desc, int attno, const ResyncColumn *col)
+find_type(ColumnEncoder *enc, TupleDesc desc, int attno, const ResyncColumn *col)
 {
 	Form_pg_attribute att = TupleDescAttr(desc, attno);
 
@@ -400,19 +334,15 @@ make_column(ColumnEncoder *enc, TupleDesc desc, int attno, const ResyncColumn *c
 	enc->typmod = att->atttypmod;
 	enc->typlen = att->attlen;
 	enc->typbyval = att->attbyval;
-	choose_encoder(enc, col);
+	enc->typalign = att->attalign;
 }
 
 RowEncoder *
-resync_encode_pg_make(TupleDesc desc, const ResyncColumn *cols, int ncols)
+resync_encode_make(TupleDesc desc, const ResyncColumn *cols, int ncols, ChooseEncoderFn choose,
+				   void *arg)
 {
 	RowEncoder *enc = palloc0(sizeof(RowEncoder));
-	int			client = pg_get_client_encoding();
 	int			next = 0;
-
-	if (client != GetDatabaseEncoding() && client != PG_SQL_ASCII)
-		elog(ERROR, "client_encoding is %s, not the database's %s", pg_encoding_to_char(client),
-			 GetDatabaseEncodingName());
 
 	enc->ncols = ncols;
 	enc->cols = palloc0(sizeof(ColumnEncoder) * Max(ncols, 1));
@@ -422,7 +352,8 @@ resync_encode_pg_make(TupleDesc desc, const ResyncColumn *cols, int ncols)
 
 		if (attno >= 0)
 		{
-			make_column(&enc->cols[i], desc, attno, &cols[i]);
+			find_type(&enc->cols[i], desc, attno, &cols[i]);
+			choose(&enc->cols[i], &cols[i], arg);
 			next = attno + 1;
 		}
 		else
@@ -433,6 +364,17 @@ resync_encode_pg_make(TupleDesc desc, const ResyncColumn *cols, int ncols)
 		}
 	}
 	return enc;
+}
+
+RowEncoder *
+resync_encode_pg_make(TupleDesc desc, const ResyncColumn *cols, int ncols)
+{
+	int client = pg_get_client_encoding();
+
+	if (client != GetDatabaseEncoding() && client != PG_SQL_ASCII)
+		elog(ERROR, "client_encoding is %s, not the database's %s", pg_encoding_to_char(client),
+			 GetDatabaseEncodingName());
+	return resync_encode_make(desc, cols, ncols, choose_encoder, NULL);
 }
 
 /* ---- rows ---- */

@@ -26,6 +26,7 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "net/resolve.h"
+#include "net/wait.h"
 #include "storage/fd.h"
 #include "storage/latch.h"
 #include "utils/builtins.h"
@@ -60,8 +61,6 @@ typedef struct PqResult
 	PGresult			 *res;
 	MemoryContextCallback callback;
 } PqResult;
-
-void (*resync_pq_wait_hook)(void) = NULL;
 
 static dlist_head connections = DLIST_STATIC_INIT(connections);
 static dlist_head results = DLIST_STATIC_INIT(results);
@@ -138,12 +137,7 @@ wait_socket(PGconn *conn, int events, TimestampTz deadline)
 	}
 	rc = WaitLatchOrSocket(MyLatch, events, PQsocket(conn), ms, RESYNC_WAIT_EVENT("Destination"));
 	if (rc & WL_LATCH_SET)
-	{
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
-		if (resync_pq_wait_hook != NULL)
-			resync_pq_wait_hook();
-	}
+		resync_wait_latch_set();
 	return rc;
 }
 

@@ -15,12 +15,6 @@
 #include "lib/stringinfo.h"
 
 /*
- * Called whenever a wait is over because the process latch was set; may raise,
- * which gives up what is under way.  NULL: nothing.
- */
-extern void (*resync_pq_wait_hook)(void);
-
-/*
  * Connect.  keywords/values: NULL-terminated, as for PQconnectdbParams.  Host
  * names are resolved without blocking and handed on as hostaddr.  Raises
  * ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION (or the server's own

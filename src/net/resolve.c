@@ -9,7 +9,7 @@
  * malloc'ed, every signal is blocked in it, and it tells that it is done by an
  * eventfd.  A request that nobody waits for any longer is freed by the thread.
  *
- * Called by pq.c, in any process.  No locks, no transaction.
+ * Called by pq.c and http.c, in any process.  No locks, no transaction.
  */
 #include "postgres.h"
 
@@ -17,7 +17,7 @@
 
 #include "net/resolve.h"
 
-#include "net/pq.h"
+#include "net/wait.h"
 
 #include <netdb.h>
 #include <pthread.h>
@@ -177,12 +177,7 @@ wait_for_request(ResolveRequest *req, TimestampTz deadline)
 							   WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | WL_TIMEOUT | WL_SOCKET_READABLE,
 							   req->fd, ms, RESYNC_WAIT_EVENT("ResolveName"));
 		if (rc & WL_LATCH_SET)
-		{
-			ResetLatch(MyLatch);
-			CHECK_FOR_INTERRUPTS();
-			if (resync_pq_wait_hook != NULL)
-				resync_pq_wait_hook();
-		}
+			resync_wait_latch_set();
 	}
 	return true;
 }

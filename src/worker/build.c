@@ -543,6 +543,8 @@ finish_swap(Coordinator *co)
 					: 0;
 
 	RESYNC_DEBUG_POINT("swapped");
+	if (co->run->routine->after_swap != NULL)
+		co->run->routine->after_swap(co->dest, co->run->tables, co->run->ntables);
 	if (old != 0)
 		retire(co, old);
 	resync_catalog_begin();
@@ -595,12 +597,16 @@ transfer(Coordinator *co)
 	{
 		ResyncTable *table = co->run->tables[i];
 		int64		 rows;
+		List		*warnings = NIL;
+		ListCell	*lc;
 
 		if (table->state != RESYNC_TABLE_KEYED)
 			continue;
 		co->table = table;
-		rows = co->run->routine->transfer(co->dest, table);
+		rows = co->run->routine->transfer(co->dest, table, &warnings);
 		co->table = NULL;
+		foreach(lc, warnings)
+			log_message(co, "warning", psprintf("%s.%s", table->schema, table->name), lfirst(lc));
 		if (rows > 0)
 			log_message(co, "info", psprintf("%s.%s", table->schema, table->name),
 						psprintf(INT64_FORMAT " soft-deleted rows were carried over", rows));

@@ -56,51 +56,19 @@ operator_schema(Oid opr)
 }
 
 /*
- * Fields back to values: the inverse of the encoder, for key columns.
- */
-static Datum
-decode_field(const ResyncColumn *col, char *data, int len)
-{
-	Oid fn;
-	Oid ioparam;
-
-	if (strcmp(col->wire, "binary") == 0)
-	{
-		StringInfoData buf;
-		char		   saved = data[len];
-		Datum		   value;
-
-		if (col->wire_info != NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("cannot look up a row of table by its key column \"%s\" of type %s",
-							col->name, format_type_be(col->typid))));
-		buf.data = data;
-		buf.len = len;
-		buf.maxlen = len + 1;
-		buf.cursor = 0;
-		data[len] = '\0';
-		getTypeBinaryInputInfo(col->typid, &fn, &ioparam);
-		value = OidReceiveFunctionCall(fn, &buf, ioparam, col->typmod);
-		data[len] = saved;
-		return value;
-	}
-	getTypeInputInfo(col->typid, &fn, &ioparam);
-	return OidInputFunctionCall(fn, pnstrdup(data, len), ioparam, col->typmod);
-}
-
-/*
  * SELECT of all mirrored columns by key; values and types of the parameters
- * are put into the arrays.
+ * are put into the arrays, their number into nparams.
  */
 static char *
-build_query(const ResyncTable *table, const char *key, uint32 key_len, Datum *values, Oid *types)
+build_query(Destination *dest, const ResyncTable *table, const char *key, uint32 key_len,
+			Datum *values, Oid *types, int *nparams)
 {
 	StringInfoData sql;
 	char		  *pos = palloc(key_len + 1);
 	const char	  *sep = "";
 
 	memcpy(pos, key, key_len);
+	*nparams = 0;
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "SELECT ");
 	for (int c = 0; c < table->ncols; c++, sep = ", ")
@@ -118,27 +86,86 @@ build_query(const ResyncTable *table, const char *key, uint32 key_len, Datum *va
 			elog(ERROR, "type %s has no equality operator", format_type_be(col->typid));
 		memcpy(&len, pos, 4);
 		len = pg_ntoh32(len);
-		types[k - 1] = col->typid;
-		values[k - 1] = decode_field(col, pos + 4, (int) len);
+		if ((int32) len < 0)
+		{
+			/* only beyond the source's own key */
+			appendStringInfo(&sql, "%s%s IS NULL", k > 1 ? " AND " : "",
+							 quote_identifier(col->name));
+			pos += 4;
+			continue;
+		}
+		types[*nparams] = col->typid;
+		values[*nparams] = dest->routine->decode_field(dest, col, pos + 4, (int) len);
+		(*nparams)++;
 		pos += 4 + len;
 		appendStringInfo(
 			&sql, "%s%s OPERATOR(%s.%s) $%d", k > 1 ? " AND " : "", quote_identifier(col->name),
-			quote_identifier(operator_schema(tce->eq_opr)), get_opname(tce->eq_opr), k);
+			quote_identifier(operator_schema(tce->eq_opr)), get_opname(tce->eq_opr), *nparams);
 	}
 	return sql.data;
 }
 
-bool
-resync_fetch_row(void *arg, const ResyncTable *table, const char *key, uint32 key_len,
-				 StringInfo out)
+/* One call of resync_fetch_rows; in a transaction, connected to SPI. */
+typedef struct FetchCall
+{
+	Destination		  *dest;
+	const ResyncTable *table;
+	char			  *sql; /* what plan is of, NULL: none yet */
+	SPIPlanPtr		   plan;
+	RowEncoder		  *encoder;
+	MemoryContext	   context; /* of the call */
+	MemoryContext	   row_context;
+} FetchCall;
+
+static void
+fetch_one(FetchCall *call, FetchRow *row)
+{
+	const ResyncTable *table = call->table;
+	MemoryContext	   old = MemoryContextSwitchTo(call->row_context);
+	Datum			  *values = palloc(table->nkeys * sizeof(Datum));
+	Oid				  *types = palloc(table->nkeys * sizeof(Oid));
+	int				   nparams;
+	char *sql = build_query(call->dest, table, row->key, row->key_len, values, types, &nparams);
+
+	/* it differs only where a key is NULL */
+	if (call->sql == NULL || strcmp(call->sql, sql) != 0)
+	{
+		call->sql = MemoryContextStrdup(call->context, sql);
+		call->plan = SPI_prepare(sql, nparams, types);
+		if (call->plan == NULL)
+			elog(ERROR, "could not look up a row of table \"%s.%s\"", table->schema, table->name);
+	}
+	if (SPI_execute_plan(call->plan, values, NULL, true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not look up a row of table \"%s.%s\"", table->schema, table->name);
+	if (SPI_processed > 0)
+	{
+		TupleDesc desc = SPI_tuptable->tupdesc;
+		Datum	 *columns = palloc(desc->natts * sizeof(Datum));
+		bool	 *nulls = palloc(desc->natts * sizeof(bool));
+
+		if (call->encoder == NULL)
+		{
+			MemoryContextSwitchTo(call->context);
+			call->encoder = call->dest->routine->make_encoder(call->dest, table, desc);
+			MemoryContextSwitchTo(call->row_context);
+		}
+		heap_deform_tuple(SPI_tuptable->vals[0], desc, columns, nulls);
+		resync_encode_row(call->encoder, columns, nulls, &row->row);
+		row->found = true;
+	}
+	SPI_freetuptable(SPI_tuptable);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(call->row_context);
+}
+
+int
+resync_fetch_rows(void *arg, const ResyncTable *table, FetchRow *rows, int nrows)
 {
 	FetchState	 *state = arg;
-	Destination	 *dest = state->dest;
 	MemoryContext context = CurrentMemoryContext;
-	Datum		  values[INDEX_MAX_KEYS];
-	Oid			  types[INDEX_MAX_KEYS];
-	bool		  found = false;
-	char		 *sql;
+	FetchCall	  call = {.dest = state->dest, .table = table};
+	Size		  bytes = 0;
+	int			  done = 0;
 
 	InvalidateSystemCaches();
 	StartTransactionCommand();
@@ -146,24 +173,17 @@ resync_fetch_row(void *arg, const ResyncTable *table, const char *key, uint32 ke
 	PushActiveSnapshot(GetTransactionSnapshot());
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
+	call.context = CurrentMemoryContext;
+	call.row_context = AllocSetContextCreate(call.context, "resync fetch", ALLOCSET_DEFAULT_SIZES);
 
 	/* a table that was dropped meanwhile has no rows */
-	if (get_rel_name(table->relid) != NULL)
+	if (get_rel_name(table->relid) == NULL)
+		done = nrows;
+	while (done < nrows && bytes < (Size) resync_copier_buffer * 1024)
 	{
-		sql = build_query(table, key, key_len, values, types);
-		if (SPI_execute_with_args(sql, table->nkeys, types, values, NULL, true, 1) != SPI_OK_SELECT)
-			elog(ERROR, "could not look up a row of table \"%s.%s\"", table->schema, table->name);
-		if (SPI_processed > 0)
-		{
-			TupleDesc	desc = SPI_tuptable->tupdesc;
-			RowEncoder *encoder = dest->routine->make_encoder(dest, table, desc);
-			Datum	   *row = palloc(desc->natts * sizeof(Datum));
-			bool	   *nulls = palloc(desc->natts * sizeof(bool));
-
-			heap_deform_tuple(SPI_tuptable->vals[0], desc, row, nulls);
-			resync_encode_row(encoder, row, nulls, out);
-			found = true;
-		}
+		fetch_one(&call, &rows[done]);
+		bytes += rows[done].row.len;
+		done++;
 	}
 	SPI_finish();
 	PopActiveSnapshot();
@@ -172,9 +192,9 @@ resync_fetch_row(void *arg, const ResyncTable *table, const char *key, uint32 ke
 	MemoryContextSwitchTo(context);
 
 	/*
-	 * An asynchronous commit that the row shows must not be undone by a crash.
-	 * That it is gone shows the same.
+	 * An asynchronous commit that a row shows must not be undone by a crash.
+	 * That one is gone shows the same.
 	 */
 	state->fetched_until = Max(state->fetched_until, resync_wal_flush());
-	return found;
+	return done;
 }

@@ -15,8 +15,7 @@ typedef struct FetchState
 							   * at the destination */
 } FetchState;
 
-/* A FetchRowFn; arg is a FetchState. */
-extern bool resync_fetch_row(void *arg, const ResyncTable *table, const char *key, uint32 key_len,
-							 StringInfo out);
+/* A FetchRowsFn; arg is a FetchState. */
+extern int resync_fetch_rows(void *arg, const ResyncTable *table, FetchRow *rows, int nrows);
 
 #endif /* RESYNC_FETCH_H */

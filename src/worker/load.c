@@ -227,8 +227,8 @@ mix_snapshots(Coordinator *co)
 		}
 		if (snapshot == NULL)
 			snapshot = snapshot_text(co);
-		if (done > 0)
-			co->run->routine->reset_table(co->dest, table, first, last);
+		/* even if none is done: not every destination loads them as a whole */
+		co->run->routine->reset_table(co->dest, table, first, last);
 		resync_catalog_begin();
 		resync_catalog_set_loaded_snapshot(co->build.run, table->ordinal, snapshot);
 		for (int i = 0; i < co->load.npartitions; i++)

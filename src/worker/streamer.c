@@ -55,6 +55,8 @@ typedef struct Streamer
 	DecodeCounts *noted;		 /* counts that were reported already */
 	List		 *locked;		 /* Oids of tables locked for the load */
 	XLogRecPtr	  applied;		 /* durable at the destination */
+	XLogRecPtr	  cut_at;		 /* the first batch has to end here: an earlier
+								  * process has begun to send it.  Else Invalid */
 	TimestampTz	  pending_since; /* when the batch got its first commit, 0 =
 								 * empty */
 	TimestampTz	  advanced_at;	 /* last idle advance */
@@ -286,6 +288,14 @@ make_encoder(void *arg, const ResyncTable *table, TupleDesc desc)
 	return st->dest->routine->make_encoder(st->dest, table, desc);
 }
 
+static void
+map_added(void *arg, const ResyncTable *table, ResyncColumn *col)
+{
+	Streamer *st = arg;
+
+	st->dest->routine->map_added(st->dest, table, col);
+}
+
 /* Names in the mapping's "exclude". */
 static List *
 excluded_columns(const ResyncTable *table)
@@ -328,6 +338,8 @@ open_stream(Streamer *st)
 		st->dest = st->run->routine->open(st->run->peer, &st->run->id,
 										  psprintf("resync streamer %s", st->run->id.mirror));
 	st->applied = st->run->routine->applied_lsn(st->dest);
+	if (st->run->routine->pending_lsn != NULL)
+		st->cut_at = st->run->routine->pending_lsn(st->dest);
 	if (st->applied < confirmed)
 		ereport(
 			ERROR,
@@ -338,12 +350,13 @@ open_stream(Streamer *st)
 				 LSN_FORMAT_ARGS(st->applied), LSN_FORMAT_ARGS(confirmed)),
 			 errhint("Run peerdb_resync() to rebuild the mirror.")));
 	/* or this server did: what comes now would count as applied */
-	if (st->applied > GetFlushRecPtr(NULL))
+	if (Max(st->applied, st->cut_at) > GetFlushRecPtr(NULL))
 		ereport(ERROR,
 				(errcode(RESYNC_ERRCODE_DIVERGED),
 				 errmsg("the source of mirror \"%s\" went back in time", st->run->id.mirror),
 				 errdetail("The destination holds changes up to %X/%X; the WAL here ends at %X/%X.",
-						   LSN_FORMAT_ARGS(st->applied), LSN_FORMAT_ARGS(GetFlushRecPtr(NULL))),
+						   LSN_FORMAT_ARGS(Max(st->applied, st->cut_at)),
+						   LSN_FORMAT_ARGS(GetFlushRecPtr(NULL))),
 				 errhint("Run peerdb_resync() to rebuild the mirror.")));
 	pg_atomic_write_u64(&st->rs->applied_lsn, st->applied);
 
@@ -366,6 +379,7 @@ open_stream(Streamer *st)
 	config->batch = st->batch;
 	config->token = st->run->id.token;
 	config->make_encoder = make_encoder;
+	config->map_added = map_added;
 	config->make_encoder_arg = st;
 	st->noted = palloc0(Max(st->run->ntables, 1) * sizeof(DecodeCounts));
 	st->decoder = resync_decode_open(config, st->applied);
@@ -387,18 +401,11 @@ note_columns(Streamer *st)
 
 		for (int c = st->run->tables[t]->ncols; c < table->ncols; c++)
 		{
-			AddedColumn *added;
-
 			if (st->rs->nadded >= RESYNC_MAX_ADDED)
 				return;
-			added = &st->rs->added[st->rs->nadded++];
-			added->ordinal = table->ordinal;
-			namestrcpy(&added->name, table->cols[c].name);
-			added->attnum = table->cols[c].attnum;
-			added->typid = table->cols[c].typid;
-			added->typmod = table->cols[c].typmod;
-			added->notnull = table->cols[c].notnull;
-			added->generated = table->cols[c].generated;
+			/* its lengths were checked when it was added */
+			(void) resync_decode_describe_column(table, &table->cols[c],
+												 &st->rs->added[st->rs->nadded++]);
 		}
 		st->run->tables[t] = table;
 	}
@@ -458,13 +465,14 @@ apply_batch(Streamer *st, bool live, XLogRecPtr end_lsn)
 	if (st->fetch.fetched_until != 0 && first <= st->fetch.fetched_until)
 		resync_batch_distrust(st->batch);
 	RESYNC_DEBUG_POINT("before_apply");
-	st->run->routine->apply(st->dest, st->batch, live, st->applied, end_lsn, resync_fetch_row,
+	st->run->routine->apply(st->dest, st->batch, live, st->applied, end_lsn, resync_fetch_rows,
 							&st->fetch);
 	RESYNC_DEBUG_POINT("after_apply");
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(st->batch_context);
 	resync_batch_reset(st->batch);
 	st->applied = end_lsn;
+	st->cut_at = InvalidXLogRecPtr;
 	st->pending_since = 0;
 	pg_atomic_write_u64(&st->rs->applied_lsn, end_lsn);
 	pg_atomic_write_u64(&st->rs->oldest_pending, 0);
@@ -488,9 +496,18 @@ sync_interval_ms(Streamer *st)
 	return ms >= 0 ? (double) ms : 1000.0 * st->run->routine->default_sync_interval;
 }
 
+/* Is the batch one that has to be sent again as it was? */
+static bool
+batch_is_cut(Streamer *st)
+{
+	return !XLogRecPtrIsInvalid(st->cut_at) && resync_batch_end_lsn(st->batch) >= st->cut_at;
+}
+
 static bool
 batch_full(Streamer *st)
 {
+	if (!XLogRecPtrIsInvalid(st->cut_at))
+		return batch_is_cut(st);
 	return resync_batch_rows(st->batch) >= (int64) pg_atomic_read_u64(&st->rs->max_batch_size);
 }
 
@@ -502,6 +519,8 @@ batch_due(Streamer *st, bool caught_up, bool hold)
 
 	if (XLogRecPtrIsInvalid(resync_batch_end_lsn(st->batch)))
 		return false;
+	if (!XLogRecPtrIsInvalid(st->cut_at))
+		return batch_is_cut(st);
 	if (hold || batch_full(st))
 		return true;
 	wanted = Max(pg_atomic_read_u64(&st->rs->flush_request),
@@ -523,7 +542,8 @@ advance_due(Streamer *st)
 	XLogRecPtr position = resync_decode_position(st->decoder);
 	XLogRecPtr wanted = pg_atomic_read_u64(&st->rs->advance_request);
 
-	if (!XLogRecPtrIsInvalid(resync_batch_end_lsn(st->batch)) || position <= st->applied)
+	if (!XLogRecPtrIsInvalid(resync_batch_end_lsn(st->batch)) || position <= st->applied ||
+		!XLogRecPtrIsInvalid(st->cut_at))
 		return false;
 	return (st->applied < wanted && position >= wanted) ||
 		   TimestampDifferenceExceeds(st->advanced_at, GetCurrentTimestamp(), IDLE_ADVANCE_MS);
@@ -586,7 +606,7 @@ stream(Streamer *st, StreamerCommand command)
 			sent = true;
 		}
 		if (hold && resync_decode_position(st->decoder) >= at_least &&
-			XLogRecPtrIsInvalid(resync_batch_end_lsn(st->batch)))
+			XLogRecPtrIsInvalid(resync_batch_end_lsn(st->batch)) && XLogRecPtrIsInvalid(st->cut_at))
 		{
 			if (st->applied < at_least)
 				apply_batch(st, live, resync_decode_position(st->decoder));

@@ -122,13 +122,4 @@ extern PGDLLEXPORT void resync_coordinator_main(Datum arg);
 extern PGDLLEXPORT void resync_streamer_main(Datum arg);
 extern PGDLLEXPORT void resync_copier_main(Datum arg);
 
-#ifdef RESYNC_DEBUG
-/* Test builds only: stop, fail or crash here when the file
- * <data directory>/resync_debug/<name> says so. */
-extern void resync_debug_point(const char *name);
-#define RESYNC_DEBUG_POINT(name) resync_debug_point(name)
-#else
-#define RESYNC_DEBUG_POINT(name) ((void) 0)
-#endif
-
 #endif /* RESYNC_WORKER_H */
