@@ -24,6 +24,18 @@ copy_sources() {
 		--exclude=./tmp_check --exclude=./results -cf - . | tar -C "$2" -xf -
 }
 
+# find_chdb REPO: sets RESYNC_CHDB to the directory of the ClickHouse engine, or
+# RESYNC_CHDB_MISSING to the reason why there is none.
+find_chdb() {
+	local reason
+
+	reason=$(mktemp)
+	export RESYNC_CHDB='' RESYNC_CHDB_MISSING=''
+	RESYNC_CHDB=$(bash "$1/test/chdb/install.sh" 2>"$reason") ||
+		RESYNC_CHDB_MISSING=$(tail -n 1 "$reason")
+	rm -f "$reason"
+}
+
 # make_server PREFIX: a private server; its pg_config is
 # $PREFIX/lib/postgresql/$PGVER/bin/pg_config.  RESYNC_SERVER=/some/prefix copies
 # the one installed there (README.md says how to build it) instead of Debian's.

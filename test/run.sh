@@ -31,6 +31,8 @@ if [ -z "${RESYNC_TEST_DIR:-}" ]; then
 		exit 1
 	}
 
+	case ${TESTS:-clickhouse} in *clickhouse*) find_chdb "$repo" ;; esac
+
 	work=$(mktemp -d /tmp/resync-test.XXXXXX)
 	child=
 	# shellcheck disable=SC2317
@@ -61,7 +63,9 @@ if [ -z "${RESYNC_TEST_DIR:-}" ]; then
 	fi
 	cd "$work" || exit 1
 	"${run_as[@]}" env RESYNC_TEST_DIR="$work" HOME="$work" \
-		TESTS="${TESTS:-}" JOBS="${JOBS:-2}" bash "$work/src/test/run.sh" </dev/null &
+		TESTS="${TESTS:-}" JOBS="${JOBS:-2}" RESYNC_CHDB="${RESYNC_CHDB:-}" \
+		RESYNC_CHDB_MISSING="${RESYNC_CHDB_MISSING:-}" \
+		bash "$work/src/test/run.sh" </dev/null &
 	child=$!
 	wait $child
 	status=$?
@@ -200,6 +204,12 @@ if wants isolation; then
 			--dbname=isolation_regression $specs >"$work/isolation.out" 2>&1
 		count_regress "isolation specs" "$work/isolation.out" $? "$work/isolation/regression.diffs"
 	fi
+fi
+
+# ---- the ClickHouse engine, with a server around it
+if [ -n "${RESYNC_CHDB:-}" ]; then
+	export RESYNC_CHDBD=$work/chdbd
+	check "ClickHouse server for tests" bash "$src/test/chdb/install.sh" build "$RESYNC_CHDBD" || finish
 fi
 
 # ---- TAP tests, on the build with debug points

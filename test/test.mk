@@ -13,7 +13,7 @@ endif
 
 top = $(or $(srcdir),.)
 
-.PHONY: test demo test-long test-valgrind check-layers check-format format
+.PHONY: test demo demo-clickhouse bench-clickhouse test-long test-valgrind check-layers check-format format
 
 # Everything: installs what is missing (apt), builds, runs all tests.
 # TESTS="001_basic 003_resync" runs only these TAP tests; KEEP=1 leaves the
@@ -23,6 +23,13 @@ test:
 
 demo:
 	@bash $(top)/test/demo.sh
+
+# The same with a ClickHouse destination, and a load measured against COPY | curl.
+demo-clickhouse:
+	@bash $(top)/test/demo_clickhouse.sh
+
+bench-clickhouse:
+	@bash $(top)/test/bench_clickhouse.sh
 
 # Fifty seeds of random trouble, each printed as it ends, and every way to die at
 # every debug point.  RESYNC_SEEDS="7 60-80" has other seeds.
