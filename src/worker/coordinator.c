@@ -41,6 +41,7 @@
 #define VALIDATE_TRIES 3
 #define MAX_CRASHES 2
 #define CALM_MS 60000
+#define LIVED_MS 10000
 
 /* step()'s answer: nothing is left to do */
 #define FINISHED (-1)
@@ -61,6 +62,9 @@ coordinator_exit(int code, Datum arg)
 		self->ms->pgprocno = -1;
 		if (code != 0 && self->ms->wanted)
 		{
+			/* the mirror may run for years: only deaths in a row count */
+			if (TimestampDifferenceExceeds(self->ms->started_at, GetCurrentTimestamp(), LIVED_MS))
+				self->ms->failures = 0;
 			self->ms->failures++;
 			self->ms->not_before = TimestampTzPlusMilliseconds(
 				GetCurrentTimestamp(), resync_retry_delay(self->ms->failures));
@@ -808,6 +812,7 @@ resync_coordinator_main(Datum arg)
 	co->step_context = AllocSetContextCreate(context, "resync step", ALLOCSET_DEFAULT_SIZES);
 	memcpy(&co->args, MyBgworkerEntry->bgw_extra, sizeof(WorkerArgs));
 	resync_worker_init(&co->args, "coordinator");
+	RESYNC_DEBUG_POINT("coordinator_starts");
 	if (!register_coordinator(co))
 		proc_exit(0);
 	self = co;
@@ -821,6 +826,10 @@ resync_coordinator_main(Datum arg)
 
 		ResetLatch(MyLatch);
 		resync_worker_interrupts();
+
+		/* the launcher does not see who is only about to register */
+		if (!resync_enabled)
+			proc_exit(0);
 		co->ms->kick = false;
 		if (co->mirror != NULL)
 			resync_worker_activity("mirror %s", co->mirror->name);

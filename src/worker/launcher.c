@@ -79,9 +79,12 @@ launcher_exit(int code, Datum arg)
 	LWLockRelease(ResyncShmem->lock);
 }
 
-/* Every database that accepts connections is to be probed. */
+/*
+ * Databases that accept connections are to be probed: this one, or with
+ * InvalidOid every one.
+ */
 static void
-probe_all_databases(void)
+probe_databases(Oid database)
 {
 	Relation	  rel;
 	TableScanDesc scan;
@@ -96,7 +99,7 @@ probe_all_databases(void)
 		Form_pg_database db = (Form_pg_database) GETSTRUCT(tup);
 		DatabaseShared	*ds;
 
-		if (!db->datallowconn)
+		if (!db->datallowconn || (OidIsValid(database) && db->oid != database))
 			continue;
 		LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
 		ds = resync_shmem_database(db->oid, true);
@@ -183,37 +186,73 @@ watch_slots(void)
 	pfree(slots);
 }
 
+/*
+ * The probe is gone.  If it did not reach its end, nobody knows yet what is to
+ * run in its database: it is looked at again, unless it was dropped.
+ */
+static void
+probe_ended(void)
+{
+	DatabaseShared *ds;
+	bool			again = false;
+
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+	ds = resync_shmem_database(probing, false);
+	if (ds != NULL && ds->probing)
+	{
+		ds->probing = false;
+		ds->probe_failures++;
+		ds->probe_not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+														   resync_retry_delay(ds->probe_failures));
+		again = true;
+	}
+	LWLockRelease(ResyncShmem->lock);
+	if (again)
+		probe_databases(probing);
+	pfree(probe_handle);
+	probe_handle = NULL;
+	probing = InvalidOid;
+}
+
 /* One probe at a time.  Returns ms until it should be called again, or -1. */
 static long
 run_probes(void)
 {
-	WorkerArgs args;
-	pid_t	   pid;
+	WorkerArgs	args;
+	pid_t		pid;
+	TimestampTz now;
+	long		nap = -1;
 
 	if (probe_handle != NULL)
 	{
 		if (GetBackgroundWorkerPid(probe_handle, &pid) != BGWH_STOPPED)
 			return -1;
-		pfree(probe_handle);
-		probe_handle = NULL;
-		probing = InvalidOid;
+		probe_ended();
 	}
+	now = GetCurrentTimestamp();
 	memset(&args, 0, sizeof(args));
 	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < RESYNC_MAX_DATABASES; i++)
 	{
 		DatabaseShared *ds = &ResyncShmem->databases[i];
 
-		if (ds->in_use && ds->probe && !ds->blocked)
+		if (!ds->in_use || !ds->probe || ds->blocked)
+			continue;
+		if (ds->probe_not_before > now)
 		{
-			args.database = ds->database;
-			ds->probe = false;
-			break;
+			long wait = TimestampDifferenceMilliseconds(now, ds->probe_not_before) + 1;
+
+			nap = nap < 0 ? wait : Min(nap, wait);
+			continue;
 		}
+		args.database = ds->database;
+		ds->probe = false;
+		ds->probing = true;
+		break;
 	}
 	LWLockRelease(ResyncShmem->lock);
 	if (!OidIsValid(args.database))
-		return -1;
+		return nap;
 	probe_handle = resync_worker_start("resync_probe_main", "probe", &args);
 	if (probe_handle != NULL)
 	{
@@ -226,7 +265,10 @@ run_probes(void)
 		DatabaseShared *ds = resync_shmem_database(args.database, false);
 
 		if (ds != NULL)
+		{
 			ds->probe = true;
+			ds->probing = false;
+		}
 	}
 	LWLockRelease(ResyncShmem->lock);
 	return 1000;
@@ -368,17 +410,24 @@ drop_slots_of_dropped(void)
 	return nap;
 }
 
-/* resync.enabled = off: everything goes, and comes back with it. */
+/*
+ * resync.enabled = off: everything goes, and comes back with it.  That it went
+ * is no failure, so nothing is waited for then.
+ */
 static void
 stop_all(void)
 {
-	LWLockAcquire(ResyncShmem->lock, LW_SHARED);
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < resync_max_mirrors; i++)
 	{
 		MirrorShared *ms = &ResyncShmem->mirrors[i];
 
-		if (ms->in_use && ms->pid != 0)
+		if (!ms->in_use)
+			continue;
+		if (ms->pid != 0)
 			kill(ms->pid, SIGTERM);
+		ms->failures = 0;
+		ms->not_before = 0;
 	}
 	LWLockRelease(ResyncShmem->lock);
 }
@@ -398,7 +447,7 @@ resync_launcher_main(Datum arg)
 	ResyncShmem->launcher_pgprocno = MyProc->pgprocno;
 	LWLockRelease(ResyncShmem->lock);
 
-	probe_all_databases();
+	probe_databases(InvalidOid);
 	next_check = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), RECHECK_INTERVAL_MS);
 	pgstat_report_activity(STATE_IDLE, NULL);
 
@@ -429,6 +478,23 @@ resync_launcher_main(Datum arg)
 }
 
 /* ---- the probe ---- */
+
+/* The end is reached: the launcher need not look again. */
+static void
+note_probed(void)
+{
+	DatabaseShared *ds;
+
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+	ds = resync_shmem_database(MyDatabaseId, false);
+	if (ds != NULL)
+	{
+		ds->probing = false;
+		ds->probe_failures = 0;
+		ds->probe_not_before = 0;
+	}
+	LWLockRelease(ResyncShmem->lock);
+}
 
 /*
  * Drop slots of this database that no run claims.  With have_extension false
@@ -599,5 +665,6 @@ resync_probe_main(Datum arg)
 		prune_history();
 	}
 	drop_orphaned_slots(exists);
+	note_probed();
 	proc_exit(0);
 }

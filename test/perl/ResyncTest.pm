@@ -396,20 +396,36 @@ sub reader_ok
 # ---------------------------------------------------------------- phases
 
 # Bring the run of a mirror into a phase and keep it there, by what lies in the
-# way of it: no timing is involved.  $table is a table of the mirror (name at
-# both sides), $build its table under construction.  Returns a function that
-# clears the way.  Call it before the run is started, with the code that starts
-# it.
+# way of it (validate: by a debug point): no timing is involved.  $table is a
+# table of the mirror (name at both sides), $build its table under construction.
+# Returns a function that clears the way.  Call it before the run is started,
+# with the code that starts it.
 sub hold_phase
 {
 	my ($self, $mirror, $phase, $table, $start) = @_;
 	my $build = "${table}_resync";
 	my @sessions;
+	my @points;
 	my $release = sub {
+		$self->debug_point($_) foreach splice @points;
 		foreach my $s (splice @sessions) { $s->query('ROLLBACK', verbose => 0); $s->quit; }
 	};
 
-	if ($phase eq 'create_slot')
+	if ($phase eq 'validate')
+	{
+		$self->debug_point('validate', 'wait');
+		push @points, 'validate';
+		$start->();
+	}
+	elsif ($phase eq 'drop')
+	{
+		# what the old run has at the destination cannot be retired
+		my $s = $self->session($self->{dest});
+		push @sessions, $s;
+		$s->query_safe('BEGIN; SELECT FROM _peerdb_internal.resync_run FOR UPDATE');
+		$start->();
+	}
+	elsif ($phase eq 'create_slot')
 	{
 		# a slot waits for the transactions that write
 		my $s = $self->session($self->{source}, $self->{db});

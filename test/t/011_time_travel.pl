@@ -124,20 +124,40 @@ $t->debug_point('after_apply', 'once lost');
 change();
 equal('error right after a commit');
 
-# ---- down in each phase; the mirror goes on by itself
-foreach my $phase (qw(create_tables load catch_up swap))
+# ---- crashed and down, then restarted, in each phase: the mirror goes on by itself
+foreach my $phase (qw(validate drop create_slot create_tables load catch_up swap))
 {
 	my $release = $t->hold_phase('m', $phase, 'z', sub { $t->resync('m'); });
 	$dest->stop('immediate');
 	eval { $release->(); };
 	change();
+	if ($phase eq 'validate')
+	{
+		# nothing was given up yet: the run is refused, the old one goes on
+		$t->until_true("SELECT outcome = 'refused' AND error ~ 'could not connect' FROM peerdb.runs ORDER BY run DESC LIMIT 1", 'validate: the run is refused');
+		$dest->start;
+		$t->until_status('m', 'running', 'validate: the mirror goes on after the destination was down');
+		equal('destination down in validate');
+		next;
+	}
 	$t->until_true("SELECT count(*) = 1 FROM peerdb.mirrors WHERE mirror = 'm' AND status <> 'failed' AND error IS NOT NULL", "$phase: the error is shown meanwhile")
 	  if $phase ne 'load';
 	$dest->start;
 	$t->wait_status('m', 'running', "$phase: goes on after the destination was down");
 	equal("destination down in $phase");
 }
+foreach my $phase (qw(validate drop create_slot create_tables load catch_up swap))
+{
+	my $release = $t->hold_phase('m', $phase, 'z', sub { $t->resync('m'); });
+	my $run = $t->src('SELECT max(run) FROM peerdb.runs');
+	$dest->restart;
+	eval { $release->(); };
+	$t->wait_status('m', 'running', "$phase: goes on after a restart of the destination");
+	is($t->src("SELECT live_run FROM peerdb._mirror WHERE name = 'm'"), $run, "$phase: with the same run");
+	equal("destination restarted in $phase");
+}
 is($t->src("SELECT count(*) FROM peerdb.runs WHERE outcome = 'failed'"), '0', 'no run has failed');
+is($t->src("SELECT count(*) FROM peerdb.runs WHERE outcome = 'refused'"), '1', 'but one was refused');
 
 # ---- one mirror's trouble is its own
 $t->src(<<"EOS");

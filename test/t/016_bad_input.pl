@@ -299,6 +299,18 @@ foreach my $setting ([ 'max_replication_slots', 0 ], [ 'wal_level', 'replica' ],
 }
 unchanged('limits of the server');
 
+# streamers are background workers: none of the walsenders that are configured is
+# needed, even where all are taken
+$t->source->append_conf('postgresql.conf', 'max_wal_senders = 0');
+$t->source->restart;
+$t->src(create('["public.a"]'));
+$t->wait_status('m', 'running', 'no walsender: a mirror needs none');
+$t->sync('m', 'no walsender: it streams');
+$t->same('a', 'no walsender: equal');
+$t->src("SELECT peerdb_drop_mirror('m', drop_destination => true)");
+$t->until_true("SELECT count(*) = 0 FROM peerdb.mirrors", 'no walsender: dropped');
+unchanged('no walsender');
+
 # no worker left: it waits, says what for, and goes on when there is one
 $t->source->append_conf('postgresql.conf', "max_wal_senders = 10\nmax_worker_processes = 4");
 $t->source->restart;
