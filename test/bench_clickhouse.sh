@@ -4,7 +4,7 @@
 # on the same machine.
 #
 # ROWS=n (4,000,000), ROUNDS=n (3), COMPRESSION="zstd lz4 none": one after the
-# other in each round.  A throw-away server and the engine of the tests
+# other in each round; PARTITION=n: rows of a partition (1,000,000).  A throw-away server and the engine of the tests
 # (test/chdb), on loopback and a Unix-domain socket only.
 
 set -euo pipefail
@@ -46,6 +46,7 @@ if [ -z "${RESYNC_BENCH_DIR:-}" ]; then
 	cd "$work"
 	"${run_as[@]}" env RESYNC_BENCH_DIR="$work" HOME="$work" RESYNC_CHDB="$RESYNC_CHDB" \
 		ROWS="${ROWS:-4000000}" ROUNDS="${ROUNDS:-3}" COMPRESSION="${COMPRESSION:-zstd lz4 none}" \
+		PARTITION="${PARTITION:-1000000}" \
 		bash "$work/src/test/bench_clickhouse.sh"
 	exit 0
 fi
@@ -89,7 +90,10 @@ CONF
 "$bin/pg_ctl" -D "$work/source" -l "$work/source.log" -w start >/dev/null || die "$(tail "$work/source.log")"
 src() { PGOPTIONS='-c client_min_messages=warning' "$bin/psql" -XAtq -v ON_ERROR_STOP=1 -h "$work/sock" -U postgres -d postgres "$@"; }
 
+postmaster=$(head -n 1 "$work/source/postmaster.pid")
+
 "$work/chdbd" --die-with-parent --path "$work/ch" >"$work/port" 2>"$work/chdbd.err" &
+engine=$!
 for ((i = 0; i < 600; i++)); do
 	[ ! -s "$work/port" ] || break
 	sleep 0.1
@@ -118,6 +122,17 @@ say() { printf '%-10s %-22s %8s s  %s\n' "$@"; }
 seconds() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.2f", b - a }'; }
 median() { sort -n | awk '{ v[NR] = $1 } END { print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'; }
 
+# CPU seconds so far of the engine and of PostgreSQL's processes that have ended:
+# they say what the time went into, also on a machine that others use.
+cpu() {
+	local tick
+	tick=$(getconf CLK_TCK)
+	awk -v t="$tick" '{ printf "%.2f ", ($14 + $15) / t }' "/proc/$engine/stat"
+	awk -v t="$tick" '{ printf "%.2f\n", ($16 + $17) / t }' "/proc/$postmaster/stat"
+}
+# cpu_since "ENGINE POSTGRES"
+cpu_since() { awk '{ printf "CPU: engine %.1f s, PostgreSQL %.1f s", $3 - $1, $4 - $2 }' <<<"$1 $(cpu)"; }
+
 # Same rows at both sides: count and a few sums.
 check_rows() {
 	local here there
@@ -130,20 +145,22 @@ check_rows() {
 
 # mirror COMPRESSION: appends "whole load" to its file
 mirror() {
-	local begin end run load
+	local begin end run load before used
 	src <<SQL
 CREATE SERVER ch_$1 FOREIGN DATA WRAPPER peerdb_clickhouse
 	OPTIONS (host '127.0.0.1', port '$port', database 'd', tls 'off', compression '$1');
 CREATE USER MAPPING FOR CURRENT_USER SERVER ch_$1;
 SQL
+	before=$(cpu)
 	begin=$EPOCHREALTIME
-	run=$(src -c "SELECT peerdb_create_mirror('b', 'ch_$1', '[\"public.bench\"]')")
+	run=$(src -c "SELECT peerdb_create_mirror('b', 'ch_$1', '[\"public.bench\"]', '{\"snapshot_num_rows_per_partition\": $PARTITION}')")
 	src -c "SELECT peerdb_wait_for_status('b', 'running', '600 s')" >/dev/null
 	end=$EPOCHREALTIME
+	used=$(cpu_since "$before")
 	load=$(src -c "SELECT round(extract(epoch FROM max(finished_at) - min(started_at)), 2) FROM peerdb.partitions WHERE run = $run")
 	echo "$(seconds "$begin" "$end") $load" >>"$work/mirror_$1"
 	check_rows bench
-	say "" "mirror, $1" "$load" "load; $(seconds "$begin" "$end") s from the call to running, $(src -c "SELECT pg_size_pretty(bytes_sent) FROM peerdb.runs WHERE run = $run") sent"
+	say "" "mirror, $1" "$load" "load; $(seconds "$begin" "$end") s from the call to running, $(src -c "SELECT pg_size_pretty(bytes_sent) FROM peerdb.runs WHERE run = $run") sent; $used"
 	src -c "SELECT peerdb_drop_mirror('b')" >/dev/null
 	for ((i = 0; i < 300; i++)); do
 		[ "$(src -c "SELECT count(*) FROM peerdb.mirrors")" -ne 0 ] || break
@@ -156,18 +173,20 @@ SQL
 
 # pipe NAME COPY-OPTIONS FORMAT
 pipe() {
-	local begin end query
+	local begin end query before used
 	ch "CREATE TABLE pipe AS like_bench"
 	query="INSERT%20INTO%20pipe%20(${columns// /})%20FORMAT%20$3"
+	before=$(cpu)
 	begin=$EPOCHREALTIME
 	src -c "COPY (SELECT $columns FROM bench) TO STDOUT $2" |
 		curl -sS --fail-with-body -X POST -H 'Expect:' -T - \
 			"http://127.0.0.1:$port/?database=d&async_insert=0&date_time_input_format=best_effort&query=$query" ||
 		die "the pipe failed"
 	end=$EPOCHREALTIME
+	used=$(cpu_since "$before")
 	check_rows pipe
 	seconds "$begin" "$end" >>"$work/pipe_$1"
-	say "" "COPY | curl, $1" "$(tail -n 1 "$work/pipe_$1")" ""
+	say "" "COPY | curl, $1" "$(tail -n 1 "$work/pipe_$1")" "$used"
 	ch "DROP TABLE pipe SYNC"
 }
 

@@ -276,8 +276,8 @@ resync_ch_apply(Destination *dest, ResyncBatch *batch, bool to_live, XLogRecPtr 
 
 /* ---- clickhouse_fetch.c ---- */
 
-/* Takes a completed row: ncols fields. */
-typedef void (*ChEmitFn)(void *arg, const char *data, XLogRecPtr lsn);
+/* Takes a completed row: ncols fields.  deleted: one that is gone everywhere. */
+typedef void (*ChEmitFn)(void *arg, const char *data, XLogRecPtr lsn, bool deleted);
 
 extern void resync_ch_complete_rows(ChDestination *dest, const ResyncTable *table, bool live,
 									bool distrusted, List *rows, FetchRowsFn fetch, void *fetch_arg,

@@ -196,14 +196,13 @@ copy_bytes(const void *data, Size len)
 
 /* A ChEmitFn. */
 static void
-add_completed(void *arg, const char *data, XLogRecPtr lsn)
+add_completed(void *arg, const char *data, XLogRecPtr lsn, bool deleted)
 {
 	ApplyTable *at = arg;
 
-	add_row(at->state, at, data, lsn, false);
+	add_row(at->state, at, data, lsn, deleted);
 }
 
-/* A row that is neither here nor at the source will be deleted by a later change. */
 static void
 complete_open(ApplyState *state, ApplyTable *at)
 {

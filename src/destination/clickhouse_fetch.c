@@ -6,7 +6,8 @@
  * whole rows, so all values are needed: first from the source by key, which has
  * the row as it is now (a newer value is followed by its own change); if it is
  * gone there, from the destination, as of before the batch; if it is gone there
- * too, a later change deletes it and the row is left out.
+ * too, a later change deletes it, and it goes out as a deleted row now: that
+ * change may be a TRUNCATE, which marks only rows that are there.
  *
  * The destination answers with formatRow('RowBinary', value): a string whose
  * bytes are the field's, after the null byte of a Nullable.
@@ -102,7 +103,7 @@ emit_merged(const ResyncTable *table, const BatchRow *row, const char *other, Ch
 {
 	char *whole = merge(table, row, other);
 
-	emit(emit_arg, whole, row->lsn);
+	emit(emit_arg, whole, row->lsn, false);
 	pfree(whole);
 }
 
@@ -116,6 +117,7 @@ typedef struct Wanted
 	const BatchRow *row;
 	const char	   *key; /* nkeys fields */
 	int				key_len;
+	bool			found;
 } Wanted;
 
 /* RowBinary of a key. */
@@ -282,8 +284,10 @@ take_row(const ResyncTable *table, const bool *columns, const List *wanted, cons
 	{
 		Wanted *w = lfirst(lc);
 
-		if (w->key_len == found_key.len && memcmp(w->key, found_key.data, found_key.len) == 0)
-			emit_merged(table, w->row, row.data, emit, emit_arg);
+		if (w->key_len != found_key.len || memcmp(w->key, found_key.data, found_key.len) != 0)
+			continue;
+		emit_merged(table, w->row, row.data, emit, emit_arg);
+		w->found = true;
 	}
 	pfree(found_key.data);
 	pfree(row.data);
@@ -365,10 +369,18 @@ resync_ch_complete_rows(ChDestination *dest, const ResyncTable *table, bool live
 	}
 	for (int i = 0; i < list_length(wanted); i += LOOK_UP_STEP)
 	{
-		List *step = NIL;
+		List	 *step = NIL;
+		ListCell *lc;
 
 		for (int k = i; k < Min(i + LOOK_UP_STEP, list_length(wanted)); k++)
 			step = lappend(step, list_nth(wanted, k));
 		look_up(dest, table, live, step, emit, emit_arg);
+		foreach(lc, step)
+		{
+			const Wanted *w = lfirst(lc);
+
+			if (!w->found)
+				emit(emit_arg, w->row->data, w->row->lsn, true);
+		}
 	}
 }

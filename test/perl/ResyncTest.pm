@@ -206,7 +206,9 @@ sub until_true
 	while (time() < $end)
 	{
 		($out, $err) = ('', '');
-		$status = $node->psql($db, $sql, stdout => \$out, stderr => \$err);
+		# psql may be gone, without a server, before it is given the query
+		$status = eval { $node->psql($db, $sql, stdout => \$out, stderr => \$err) };
+		$err = $@ if !defined $status;
 		return (defined $name ? ok(1, $name) : 1) if defined $status && $status == 0 && $out eq 't';
 		usleep(50_000);
 	}
