@@ -119,7 +119,7 @@ CHECKPOINT;
 SQL
 columns="id, n, name, price, ratio, at, day, tag, note, doc, ok"
 say() { printf '%-10s %-22s %8s s  %s\n' "$@"; }
-seconds() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.2f", b - a }'; }
+seconds() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.2f\n", b - a }'; }
 median() { sort -n | awk '{ v[NR] = $1 } END { print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'; }
 
 # CPU seconds so far of the engine and of PostgreSQL's processes that have ended:
