@@ -75,52 +75,15 @@ resync_ch_run_condition(const ChDestination *dest)
  * Connecting
  * ------------------------------------------------------------------ */
 
-static const char *
-find_option(List *options, const char *name)
-{
-	ListCell *lc;
-
-	foreach(lc, options)
-	{
-		DefElem *def = lfirst(lc);
-
-		if (strcmp(def->defname, name) == 0)
-			return defGetString(def);
-	}
-	return NULL;
-}
-
 static bool
 bool_option(List *options, const char *name, bool otherwise)
 {
-	const char *value = find_option(options, name);
+	const char *value = resync_destination_option(options, name);
 	bool		result;
 
 	if (value == NULL || !parse_bool(value, &result))
 		return otherwise;
 	return result;
-}
-
-/* First line of a password file. */
-static char *
-read_password_file(const char *path)
-{
-	FILE *file = AllocateFile(path, "r");
-	char  line[1024];
-	char *got;
-
-	if (file == NULL)
-		ereport(ERROR, (errcode_for_file_access(),
-						errmsg("could not open password file \"%s\": %m", path)));
-	got = fgets(line, sizeof(line), file);
-	FreeFile(file);
-	if (got == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PASSWORD), errmsg("password file \"%s\" is empty", path)));
-	line[strcspn(line, "\r\n")] = '\0';
-	got = pstrdup(line);
-	explicit_bzero(line, sizeof(line));
-	return got;
 }
 
 /* A header's value must not begin another header. */
@@ -142,15 +105,15 @@ make_header(const char *name, const char *value)
 static void
 read_options(ChDestination *dest, const ResyncPeer *peer)
 {
-	const char *host = find_option(peer->server_options, "host");
-	const char *port = find_option(peer->server_options, "port");
-	const char *database = find_option(peer->server_options, "database");
-	const char *cluster = find_option(peer->server_options, "cluster");
-	const char *compression = find_option(peer->server_options, "compression");
-	const char *ca_file = find_option(peer->server_options, "ca_file");
-	const char *user = find_option(peer->user_options, "user");
-	const char *password = find_option(peer->user_options, "password");
-	const char *file = find_option(peer->user_options, "password_file");
+	const char *host = resync_destination_option(peer->server_options, "host");
+	const char *port = resync_destination_option(peer->server_options, "port");
+	const char *database = resync_destination_option(peer->server_options, "database");
+	const char *cluster = resync_destination_option(peer->server_options, "cluster");
+	const char *compression = resync_destination_option(peer->server_options, "compression");
+	const char *ca_file = resync_destination_option(peer->server_options, "ca_file");
+	const char *user = resync_destination_option(peer->user_options, "user");
+	const char *password = resync_destination_option(peer->user_options, "password");
+	const char *file = resync_destination_option(peer->user_options, "password_file");
 
 	dest->options.host = pstrdup(host != NULL ? host : "localhost");
 	dest->options.tls = bool_option(peer->server_options, "tls", true);
@@ -165,7 +128,7 @@ read_options(ChDestination *dest, const ResyncPeer *peer)
 	else
 		dest->encoding = strcmp(compression, "lz4") == 0 ? HTTP_LZ4 : HTTP_IDENTITY;
 	if (file != NULL)
-		password = read_password_file(file);
+		password = resync_destination_password_file(file);
 	dest->auth = list_make1(make_header("X-ClickHouse-User", user != NULL ? user : "default"));
 	if (password != NULL && password[0] != '\0')
 		dest->auth = lappend(dest->auth, make_header("X-ClickHouse-Key", password));

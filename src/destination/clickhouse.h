@@ -16,6 +16,7 @@
 #ifndef RESYNC_DESTINATION_CLICKHOUSE_H
 #define RESYNC_DESTINATION_CLICKHOUSE_H
 
+#include "destination/common.h"
 #include "destination/destination.h"
 
 #include "encode/clickhouse.h"
@@ -180,10 +181,9 @@ typedef struct ChMapping
 
 extern void resync_ch_map_columns(Destination *dest, ResyncTable *table);
 extern void resync_ch_map_added(Destination *dest, const ResyncTable *table, ResyncColumn *col);
-extern ChMapping		   *resync_ch_mapping(const ResyncTable *table);
-extern const char		   *resync_ch_deleted_column(const ChDestination *dest);
-extern const char		   *resync_ch_synced_at_column(const ChDestination *dest); /* NULL: none */
-extern const ResyncColumn **resync_ch_key(const ResyncTable *table);
+extern ChMapping  *resync_ch_mapping(const ResyncTable *table);
+extern const char *resync_ch_deleted_column(const ChDestination *dest);
+extern const char *resync_ch_synced_at_column(const ChDestination *dest); /* NULL: none */
 
 /* Are its rows appended, never replaced? */
 extern bool resync_ch_appends(const ResyncTable *table);

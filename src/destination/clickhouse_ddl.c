@@ -463,7 +463,7 @@ static void
 check_partition_by(ChDestination *dest, const ResyncTable *table, const ChMapping *mapping,
 				   List **warnings, MemoryContext context)
 {
-	const ResyncColumn **key = resync_ch_key(table);
+	const ResyncColumn **key = resync_destination_key(table);
 	ChStatement statement = {.what = CH_WHAT_READ, .timeout_ms = CH_TIMEOUT_SHORT, .allowed = 47};
 	StringInfoData structure;
 
@@ -511,7 +511,7 @@ static void
 warn_of_tombstones(ChDestination *dest, const ResyncTable *table, List **warnings,
 				   MemoryContext context)
 {
-	const ResyncColumn **key = resync_ch_key(table);
+	const ResyncColumn **key = resync_destination_key(table);
 
 	if (!dest->head.id->options->soft_delete)
 		return;

@@ -58,7 +58,7 @@ column_index(const ResyncTable *table, const ResyncColumn *col)
 static void
 append_key(const ResyncTable *table, const char *data, StringInfo out)
 {
-	const ResyncColumn **key = resync_ch_key(table);
+	const ResyncColumn **key = resync_destination_key(table);
 	const char		   **fields = palloc(sizeof(char *) * table->ncols);
 	int					*lengths = palloc(sizeof(int) * table->ncols);
 
@@ -162,7 +162,7 @@ static char *
 lookup_query(ChDestination *dest, const ResyncTable *table, bool live, const List *wanted,
 			 const bool *columns)
 {
-	const ResyncColumn **key = resync_ch_key(table);
+	const ResyncColumn **key = resync_destination_key(table);
 	const char	  *name = resync_ch_table_name(dest, live ? table->dest_name : table->build_name);
 	StringInfoData sql, structure, keys;
 	ListCell	  *lc;
@@ -256,7 +256,7 @@ static void
 take_row(const ResyncTable *table, const bool *columns, const List *wanted, const char **p,
 		 const char *end, ChEmitFn emit, void *emit_arg)
 {
-	const ResyncColumn **key = resync_ch_key(table);
+	const ResyncColumn **key = resync_destination_key(table);
 	StringInfoData		 found_key, row;
 	ListCell			*lc;
 	uint64				 len;

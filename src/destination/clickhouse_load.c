@@ -277,7 +277,7 @@ query_count(ChDestination *dest, const char *sql)
 char *
 resync_ch_key_list(const ResyncTable *table)
 {
-	const ResyncColumn **key = resync_ch_key(table);
+	const ResyncColumn **key = resync_destination_key(table);
 	StringInfoData		 buf;
 
 	initStringInfo(&buf);

@@ -130,7 +130,7 @@ static void
 read_order_by(const ResyncTable *table, Jsonb *json, ChMapping *mapping)
 {
 	JsonbValue			*given = find_key(&json->root, "order_by");
-	const ResyncColumn **key = resync_ch_key(table);
+	const ResyncColumn **key = resync_destination_key(table);
 
 	if (given == NULL || given->type != jbvBinary || JsonContainerSize(given->val.binary.data) == 0)
 	{
@@ -218,26 +218,6 @@ resync_ch_extras(const ChDestination *dest, NativeExtra *extras)
 		return 2;
 	extras[2] = (NativeExtra){synced_at, "DateTime64(9)", 8};
 	return 3;
-}
-
-const ResyncColumn **
-resync_ch_key(const ResyncTable *table)
-{
-	const ResyncColumn **key = palloc0(sizeof(ResyncColumn *) * Max(table->nkeys, 1));
-
-	for (int i = 0; i < table->ncols; i++)
-	{
-		int pos = table->cols[i].keypos;
-
-		if (pos > 0 && pos <= table->nkeys)
-			key[pos - 1] = &table->cols[i];
-	}
-	for (int i = 0; i < table->nkeys; i++)
-	{
-		if (key[i] == NULL)
-			elog(ERROR, "key column %d of table \"%s\" is missing", i + 1, table->name);
-	}
-	return key;
 }
 
 char *
@@ -356,7 +336,7 @@ check_mapped_columns(const ResyncTable *table, Jsonb *json)
 static void
 check_order_by(ResyncTable *table, const ChMapping *mapping)
 {
-	const ResyncColumn **key = resync_ch_key(table);
+	const ResyncColumn **key = resync_destination_key(table);
 	int					 nkeys = table->nkeys;
 	ListCell			*lc;
 

@@ -134,7 +134,7 @@ resync_ch_sql_create(const ChCreate *create)
 static char *
 sharding_key(const ChCreate *create)
 {
-	const ResyncColumn **key = resync_ch_key(create->table);
+	const ResyncColumn **key = resync_destination_key(create->table);
 	StringInfoData		 buf;
 
 	if (create->mapping->sharding_key != NULL)

@@ -29,10 +29,6 @@
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 
-/* How PeerDB calls its columns unless told otherwise; case does not matter. */
-#define PEERDB_DELETED "_peerdb_is_deleted"
-#define PEERDB_SYNCED_AT "_peerdb_synced_at"
-
 /* ---------------------------------------------------------------------
  * Deleted rows
  * ------------------------------------------------------------------ */
@@ -45,17 +41,6 @@ typedef struct OldTable
 	char  *version; /* NULL: none */
 	char  *synced;	/* its column of times, NULL: none */
 } OldTable;
-
-/* 3 = ours, 2 = but for the case, 1 = PeerDB's default name, 0 = no. */
-static int
-match_own_column(const char *name, const char *ours, const char *peerdb)
-{
-	if (ours != NULL && strcmp(name, ours) == 0)
-		return 3;
-	if (ours != NULL && pg_strcasecmp(name, ours) == 0)
-		return 2;
-	return pg_strcasecmp(name, peerdb) == 0 ? 1 : 0;
-}
 
 /* Returns false if there is no old table. */
 static bool
@@ -85,13 +70,15 @@ read_old_table(ChDestination *dest, const ResyncTable *table, OldTable *old)
 		}
 		if (mirrored || !pg_is_ascii(name))
 			continue;
-		match = match_own_column(name, resync_ch_deleted_column(dest), PEERDB_DELETED);
+		match = resync_destination_match_column(name, resync_ch_deleted_column(dest),
+												PEERDB_SOFT_DELETE);
 		if (match > best_deleted && (strstr(type, "Int") != NULL || strcmp(type, "Bool") == 0))
 		{
 			best_deleted = match;
 			old->deleted = name;
 		}
-		match = match_own_column(name, resync_ch_synced_at_column(dest), PEERDB_SYNCED_AT);
+		match = resync_destination_match_column(name, resync_ch_synced_at_column(dest),
+												PEERDB_SYNCED_AT);
 		if (match > best_synced && strncmp(type, "DateTime", 8) == 0)
 		{
 			best_synced = match;
@@ -125,7 +112,7 @@ column_expression(const ResyncColumn *col, const char *old_type)
 static char *
 old_key(const ResyncTable *table, const OldTable *old)
 {
-	const ResyncColumn **key = resync_ch_key(table);
+	const ResyncColumn **key = resync_destination_key(table);
 	StringInfoData		 buf;
 
 	initStringInfo(&buf);
@@ -161,7 +148,7 @@ aliases(int n, const char *const *expressions)
 static char *
 missing_keys(ChDestination *dest, const ResyncTable *table, const OldTable *old)
 {
-	const ResyncColumn **key = resync_ch_key(table);
+	const ResyncColumn **key = resync_destination_key(table);
 	int					 n = table->nsourcekeys;
 	const char		   **from_old = palloc(sizeof(char *) * n);
 	const char		   **from_new = palloc(sizeof(char *) * n);

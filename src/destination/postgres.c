@@ -101,26 +101,6 @@ resync_pg_synced_at_column(const PgDestination *dest)
 	return options->disable_peerdb_columns ? NULL : options->synced_at_col_name;
 }
 
-const ResyncColumn **
-resync_pg_key(const ResyncTable *table)
-{
-	const ResyncColumn **key = palloc0(sizeof(ResyncColumn *) * Max(table->nkeys, 1));
-
-	for (int i = 0; i < table->ncols; i++)
-	{
-		int pos = table->cols[i].keypos;
-
-		if (pos > 0 && pos <= table->nkeys)
-			key[pos - 1] = &table->cols[i];
-	}
-	for (int i = 0; i < table->nkeys; i++)
-	{
-		if (key[i] == NULL)
-			elog(ERROR, "key column %d of table \"%s\" is missing", i + 1, table->name);
-	}
-	return key;
-}
-
 /* Does some column need COPY's text format (map_columns marks all then)? */
 bool
 resync_pg_is_text(const ResyncTable *table)
@@ -139,43 +119,6 @@ resync_pg_run_condition(PgDestination *dest, const char *alias)
 /* ---------------------------------------------------------------------
  * Connecting
  * ------------------------------------------------------------------ */
-
-static const char *
-find_option(List *options, const char *name)
-{
-	ListCell *lc;
-
-	foreach(lc, options)
-	{
-		DefElem *def = lfirst(lc);
-
-		if (strcmp(def->defname, name) == 0)
-			return strVal(def->arg);
-	}
-	return NULL;
-}
-
-/* First line of a password file. */
-static char *
-read_password_file(const char *path)
-{
-	FILE *file = AllocateFile(path, "r");
-	char  line[1024];
-	char *got;
-
-	if (file == NULL)
-		ereport(ERROR, (errcode_for_file_access(),
-						errmsg("could not open password file \"%s\": %m", path)));
-	got = fgets(line, sizeof(line), file);
-	FreeFile(file);
-	if (got == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PASSWORD), errmsg("password file \"%s\" is empty", path)));
-	line[strcspn(line, "\r\n")] = '\0';
-	got = pstrdup(line);
-	explicit_bzero(line, sizeof(line));
-	return got;
-}
 
 /*
  * May this option go to libpq?  What we set ourselves does not; what is not
@@ -231,8 +174,8 @@ make_keywords(const ResyncPeer *peer, const char *appname, const char ***keyword
 	const char **keywords = palloc0(sizeof(char *) * size);
 	const char **values = palloc0(sizeof(char *) * size);
 	PQconninfoOption *known = PQconndefaults();
-	const char		 *password = find_option(peer->user_options, "password");
-	const char		 *file = find_option(peer->user_options, "password_file");
+	const char		 *password = resync_destination_option(peer->user_options, "password");
+	const char		 *file = resync_destination_option(peer->user_options, "password_file");
 	int				  n = 0;
 	ListCell		 *lc;
 
@@ -248,7 +191,7 @@ make_keywords(const ResyncPeer *peer, const char *appname, const char ***keyword
 	PQconninfoFree(known);
 	if (file != NULL && (password == NULL || password[0] == '\0'))
 	{
-		password = read_password_file(file);
+		password = resync_destination_password_file(file);
 		add_keyword(keywords, values, &n, "password", password);
 	}
 	add_keyword(keywords, values, &n, "client_encoding", GetDatabaseEncodingName());
@@ -337,7 +280,7 @@ pg_open(const ResyncPeer *peer, const ResyncRunId *id, const char *appname)
 												   ALLOCSET_DEFAULT_SIZES);
 	MemoryContext  old = MemoryContextSwitchTo(context);
 	PgDestination *dest = palloc0(sizeof(PgDestination));
-	const char	  *meta = find_option(peer->server_options, "metadata_schema");
+	const char	  *meta = resync_destination_option(peer->server_options, "metadata_schema");
 	const char	 **keywords;
 	const char	 **values;
 	bool		   has_password;

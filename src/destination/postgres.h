@@ -14,6 +14,7 @@
 #ifndef RESYNC_DESTINATION_POSTGRES_H
 #define RESYNC_DESTINATION_POSTGRES_H
 
+#include "destination/common.h"
 #include "destination/destination.h"
 #include "net/pq.h"
 
@@ -57,10 +58,6 @@ typedef struct PgDestination
 	int			  swaps_without_room; /* swaps that the lock table had no room for */
 } PgDestination;
 
-/* How PeerDB calls its columns unless told otherwise; case does not matter. */
-#define PEERDB_SOFT_DELETE "_peerdb_is_deleted"
-#define PEERDB_SYNCED_AT "_peerdb_synced_at"
-
 /* How a transaction locks the run's row. */
 typedef enum PgFence
 {
@@ -92,9 +89,7 @@ extern const char *resync_pg_soft_delete_column(const PgDestination *dest);
 extern const char *resync_pg_synced_at_column(const PgDestination *dest);
 extern char		  *resync_pg_lsn(XLogRecPtr lsn);
 
-/* Columns of the key in key order; result in the current context. */
-extern const ResyncColumn **resync_pg_key(const ResyncTable *table);
-extern bool					resync_pg_is_text(const ResyncTable *table);
+extern bool resync_pg_is_text(const ResyncTable *table);
 
 /* postgres_map.c */
 extern void resync_pg_map_columns(Destination *dest, ResyncTable *table);

@@ -157,7 +157,7 @@ stage_signature(const ResyncTable *table)
 static void
 make_stage(ApplyState *state, const ResyncTable *table, const char *name)
 {
-	const ResyncColumn **key = resync_pg_key(table);
+	const ResyncColumn **key = resync_destination_key(table);
 
 	appendStringInfo(&state->todo, "CREATE TEMPORARY TABLE %s (", name);
 	for (int i = 0; i < table->ncols; i++)
@@ -884,7 +884,7 @@ apply_table(ApplyState *state, ResyncBatch *batch, const BatchTable *bt)
 	at.soft_delete = resync_pg_soft_delete_column(dest);
 	at.synced_at = resync_pg_synced_at_column(dest);
 	at.text = resync_pg_is_text(bt->table);
-	at.key = resync_pg_key(bt->table);
+	at.key = resync_destination_key(bt->table);
 
 	if (bt->truncate && at.soft_delete == NULL)
 		appendStringInfo(&state->todo, "TRUNCATE %s;", at.target);

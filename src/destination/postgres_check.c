@@ -247,7 +247,7 @@ static void
 warn_of_losses(PgDestination *dest, const ResyncTable *table, const char *oid, List **warnings,
 			   MemoryContext context)
 {
-	const ResyncColumn **key = resync_pg_key(table);
+	const ResyncColumn **key = resync_destination_key(table);
 	PGresult			*res;
 
 	res = resync_pq_exec(

@@ -190,7 +190,7 @@ resync_pg_reset_table(Destination *head, const ResyncTable *table, int64 first_p
 static void
 make_key(PgDestination *dest, const ResyncTable *table)
 {
-	const ResyncColumn **key = resync_pg_key(table);
+	const ResyncColumn **key = resync_destination_key(table);
 	StringInfoData		 cols;
 	PGresult			*res;
 
@@ -229,7 +229,7 @@ make_key(PgDestination *dest, const ResyncTable *table)
 char **
 resync_pg_key_operators(PgDestination *dest, const ResyncTable *table, const char *target)
 {
-	const ResyncColumn **key = resync_pg_key(table);
+	const ResyncColumn **key = resync_destination_key(table);
 	char			   **ops = palloc0(sizeof(char *) * Max(table->nkeys, 1));
 	PGresult			*res;
 

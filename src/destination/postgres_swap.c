@@ -48,23 +48,6 @@ typedef struct OldTable
 	char		 *synced;  /* its column of times, NULL: none */
 } OldTable;
 
-/*
- * Is this column of the old table the one that stands for ours?  PeerDB spells
- * its own in upper case, so that the name alone is not enough: 3 = ours, 2 = but
- * for the case, 1 = PeerDB's default name, 0 = no.
- */
-static int
-match_own_column(const char *name, const char *ours, const char *peerdb)
-{
-	if (ours == NULL)
-		return 0;
-	if (strcmp(name, ours) == 0)
-		return 3;
-	if (pg_strcasecmp(name, ours) == 0)
-		return 2;
-	return pg_strcasecmp(name, peerdb) == 0 ? 1 : 0;
-}
-
 /* Index of the mirrored column of that name at the destination, or -1. */
 static int
 find_column(const ResyncTable *table, const char *name)
@@ -125,13 +108,13 @@ read_old_table(PgDestination *dest, const ResyncTable *table, OldTable *old)
 												 PQgetvalue(res, row, 3));
 			continue;
 		}
-		match = match_own_column(name, soft_delete, PEERDB_SOFT_DELETE);
+		match = resync_destination_match_column(name, soft_delete, PEERDB_SOFT_DELETE);
 		if (match > best_deleted && strcmp(old_type, "boolean") == 0)
 		{
 			best_deleted = match;
 			old->deleted = pstrdup(name);
 		}
-		match = match_own_column(name, synced_at, PEERDB_SYNCED_AT);
+		match = resync_destination_match_column(name, synced_at, PEERDB_SYNCED_AT);
 		if (match > best_synced && strncmp(old_type, "timestamp", 9) == 0)
 		{
 			best_synced = match;
@@ -190,7 +173,7 @@ transfer_query(PgDestination *dest, const ResyncTable *table, const OldTable *ol
 	}
 	else
 	{
-		const ResyncColumn **key = resync_pg_key(table);
+		const ResyncColumn **key = resync_destination_key(table);
 		char			   **ops = resync_pg_key_operators(dest, table, resync_pg_build(table));
 		StringInfoData		 match;
 
