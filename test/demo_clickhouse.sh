@@ -143,7 +143,7 @@ sql_line "$query"
 say "granules read: $(granules)"
 
 step "a new ORDER BY, while orders are written"
-edit="SELECT peerdb_edit_mirror('m', tables => '[{\"from\": \"public.orders\", \"order_by\": [\"tenant\", \"id\"], \"partition_by\": \"toYear(at)\"}]');"
+edit="SELECT peerdb_edit_mirror('m', tables => '[{\"from\": \"public.orders\", \"order_by\": [\"tenant\", \"id\", \"at\"], \"partition_by\": \"toYear(at)\"}]');"
 sql_line "ALTER TABLE orders REPLICA IDENTITY FULL;"
 sql_line "$edit"
 sql_line "SELECT peerdb_resync('m');"

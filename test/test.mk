@@ -34,7 +34,7 @@ bench-clickhouse:
 # Fifty seeds of random trouble, each printed as it ends, and every way to die at
 # every debug point.  RESYNC_SEEDS="7 60-80" has other seeds.
 test-long:
-	@RESYNC_LONG=1 RESYNC_SEEDS="$${RESYNC_SEEDS:-1-50}" TESTS="020_chaos 021_crash_points" \
+	@RESYNC_LONG=1 RESYNC_SEEDS="$${RESYNC_SEEDS:-1-50}" TESTS="020_chaos 021_crash_points 038_clickhouse_chaos" \
 		bash $(top)/test/run.sh 9>&1
 
 # Under valgrind's memcheck; a report that has code of ours on its stack fails.

@@ -456,12 +456,13 @@ try_table(ChDestination *dest, const ResyncTable *table)
 }
 
 /*
- * Rows of a key in several partitions are never merged to one; they are told
- * apart by FINAL, which costs more then.
+ * All rows of a key belong into one partition.  Of rows of one version (those
+ * of one transaction in several parts of a batch, or around a TRUNCATE) the one
+ * inserted last counts, but in different partitions FINAL goes by the
+ * partition's name; and these are never merged to one.
  */
 static void
-check_partition_by(ChDestination *dest, const ResyncTable *table, const ChMapping *mapping,
-				   List **warnings, MemoryContext context)
+check_partition_by(ChDestination *dest, const ResyncTable *table, const ChMapping *mapping)
 {
 	const ResyncColumn **key = resync_destination_key(table);
 	ChStatement statement = {.what = CH_WHAT_READ, .timeout_ms = CH_TIMEOUT_SHORT, .allowed = 47};
@@ -476,11 +477,14 @@ check_partition_by(ChDestination *dest, const ResyncTable *table, const ChMappin
 	statement.sql = psprintf("SELECT (%s) FROM null(%s)", mapping->partition_by,
 							 resync_ch_literal(structure.data));
 	if (resync_ch_send(dest, &statement, NULL) != 0)
-		add_warning(
-			warnings, context,
-			psprintf(
-				"\"partition_by\" of table \"%s.%s\" uses a column that is not in the key: when it changes, the old row is hidden by FINAL but never merged away",
-				table->schema, table->name));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("\"partition_by\" of table \"%s.%s\" uses a column that is not in the key",
+					table->schema, table->name),
+			 errdetail(
+				 "When its value changes, the old row stays in another partition, where the new one does not always replace it."),
+			 errhint("Add the column to \"order_by\", with REPLICA IDENTITY FULL.")));
 }
 
 /* What somebody has added to the old table, and the new one will not have. */
@@ -634,6 +638,6 @@ resync_ch_check_table(Destination *head, const ResyncTable *table, bool live_exp
 	check_local(dest, table);
 	check_database(dest, warnings, old);
 	try_table(dest, table);
-	check_partition_by(dest, table, resync_ch_mapping(table), warnings, old);
+	check_partition_by(dest, table, resync_ch_mapping(table));
 	MemoryContextSwitchTo(old);
 }

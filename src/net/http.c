@@ -362,11 +362,14 @@ compressor_for(HttpConn *conn, HttpEncoding encoding)
 
 /*
  * The request has failed?  Not if the server has refused it in so many words,
- * even if the connection broke while the rest of the body was on its way.
+ * even if the connection broke while the rest of the body was on its way.  An
+ * answer that ends within its headers is a good one without body to libcurl.
  */
 static void
 check_result(HttpConn *conn)
 {
+	if (conn->done && conn->result == CURLE_OK && !conn->head_ended)
+		conn->result = CURLE_PARTIAL_FILE;
 	if (conn->done && conn->result != CURLE_OK && !conn->refused)
 		raise_result(conn);
 }

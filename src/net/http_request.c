@@ -73,9 +73,14 @@ on_header(char *data, size_t size, size_t n, void *arg)
 	conn->progress = GetCurrentTimestamp();
 	/* "100 Continue" has a head of its own, before the one that counts */
 	if (len >= 5 && memcmp(data, "HTTP/", 5) == 0)
+	{
 		conn->answer_headers.len = 0;
+		conn->head_ended = false;
+	}
 	if (!raw_append(&conn->answer_headers, data, len))
 		return 0;
+	if (len <= 2)
+		conn->head_ended = true;
 	if (len <= 2 && !conn->complete &&
 		curl_easy_getinfo(conn->easy, CURLINFO_RESPONSE_CODE, &status) == CURLE_OK && status >= 300)
 		conn->refused = true;
@@ -333,6 +338,7 @@ resync_http_start(HttpConn *conn, const HttpRequest *request, curl_off_t length)
 	conn->error[0] = '\0';
 	conn->answer.len = 0;
 	conn->answer_headers.len = 0;
+	conn->head_ended = false;
 	conn->timeout_ms = request->timeout_ms;
 	conn->progress = GetCurrentTimestamp();
 

@@ -61,6 +61,7 @@ struct HttpConn
 	Compressor		  *compressor;
 	RawBuffer		   answer;
 	RawBuffer		   answer_headers;
+	bool			   head_ended; /* the empty line after the headers was there */
 
 	int64				  bytes_sent;
 	MemoryContextCallback callback;

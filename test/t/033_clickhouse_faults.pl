@@ -73,6 +73,7 @@ foreach my $case (
 	[ 'a slow server', delay => $data, ms => 700 ],
 	[ 'the position is not stored', fail => $mark, code => 242 ],
 	[ 'the answer to the position is lost', drop => $mark ],
+	[ 'the answer to the fence ends within its headers', cut_answer => '^SELECT .*_peerdb_resync_runs', after => 30 ],
 	[ 'the fence cannot be read', fail => '^SELECT .*_peerdb_resync_runs', code => 209 ])
 {
 	my ($name, $action, $match, %o) = @$case;

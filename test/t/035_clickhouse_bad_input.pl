@@ -110,6 +110,7 @@ refused_mirror(qr/\bv\b.*(UUID|text)|(UUID|text).*\bv\b/s, 'a type that the colu
 refused_mirror(qr/NoSuchType/, 'a type that is none', { from => 'public.t', to => 't2', columns => [ { source => 'v', destination => 'v', type => 'NoSuchType' } ] });
 refused_mirror(qr/nosuch/, 'partition_by of no column', { from => 'public.t', to => 't2', partition_by => 'nosuch' });
 refused_mirror(qr/partition|yntax/i, 'partition_by that is no expression', { from => 'public.t', to => 't2', partition_by => 'id)) (' });
+refused_mirror(qr/partition_by.*not in the key/, 'partition_by with more than the key', { from => 'public.t', to => 't2', partition_by => 'ifNull(tenant, 0) % 3' });
 refused_mirror(qr/same|twice|\bv\b/, 'two columns of one name', { from => 'public.t', to => 't2', columns => [ { source => 'v', destination => 'tenant' } ] });
 is($t->ch("SELECT count() FROM system.tables WHERE database = 'd' AND name LIKE 't2%'"), '0', 'nothing is left of all these');
 
