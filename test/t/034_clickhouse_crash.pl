@@ -171,7 +171,7 @@ foreach my $point (qw(ch_before_done_mark before_swap ch_after_exchange ch_befor
 		until_hit($point, $name);
 		$t->until_true("SELECT outcome IN ('failed', 'refused') AND error ~ 'of a test' FROM peerdb.runs ORDER BY run DESC LIMIT 1",
 			"$name: the run fails and says why") or $t->describe('m');
-		is($t->ch('SELECT count() > 4000 FROM k FINAL'), '1', "$name: there is a whole table");
+		is($t->ch('SELECT count() > 2000 FROM k FINAL'), '1', "$name: there is a whole table");
 		change();
 		$t->resync('m');
 	}
