@@ -9,11 +9,11 @@ OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c src/*/*.c)))
 PG_CONFIG ?= pg_config
 # HTTP destinations; pkg-config finds them wherever they are
 PKG_CONFIG ?= pkg-config
-NET_LIBS = libcurl libzstd liblz4 zlib
+NET_LIBS = libcurl libzstd liblz4 zlib json-c libcrypto
 
 PG_CPPFLAGS = -I$(srcdir)/src -I$(shell $(PG_CONFIG) --includedir) $(shell $(PKG_CONFIG) --cflags $(NET_LIBS) 2>/dev/null)
 PG_CFLAGS = -Wall -Wextra -Werror -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers -Wno-cast-function-type -Wno-declaration-after-statement
-SHLIB_LINK = -lpq $(or $(shell $(PKG_CONFIG) --libs $(NET_LIBS) 2>/dev/null),-lcurl -lzstd -llz4 -lz)
+SHLIB_LINK = -lpq $(or $(shell $(PKG_CONFIG) --libs $(NET_LIBS) 2>/dev/null),-lcurl -lzstd -llz4 -lz -ljson-c -lcrypto)
 
 ifdef RESYNC_DEBUG
 PG_CPPFLAGS += -DRESYNC_DEBUG

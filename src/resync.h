@@ -125,9 +125,11 @@ typedef struct ResyncOptions
 	bool   disable_peerdb_columns;
 	bool   keep_serving;
 	bool   replace_existing;
-	char  *unbounded_numeric; /* "decimal", "string"; NULL: destination's
+	char  *unbounded_numeric;	/* "decimal", "string"; NULL: destination's
 								 * default, as below */
-	char  *out_of_range;	  /* "error", "clamp" */
+	char  *out_of_range;		/* "error", "clamp" (ClickHouse), "null"
+								 * (BigQuery) */
+	char  *null_array_elements; /* "error", "drop" */
 } ResyncOptions;
 
 /*

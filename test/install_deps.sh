@@ -24,6 +24,10 @@ case "${1:-}" in
 	npm) wanted=(nodejs npm) ;;
 esac
 
+# JSON, signatures and Avro; tests: a reader of Avro
+wanted+=(libjson-c-dev libssl-dev zlib1g-dev)
+[ -n "${1:-}" ] || wanted+=(python3-venv openssl)
+
 missing=()
 for package in "${wanted[@]}"; do
 	status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)

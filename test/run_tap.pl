@@ -30,6 +30,7 @@ my $harness = Harness->new(
 	});
 
 my ($passed, $failed) = (0, 0);
+my %reasons;    # of tests that a file skips, by its parser
 
 sub note_counts
 {
@@ -39,6 +40,16 @@ sub note_counts
 }
 
 $harness->callback(
+	made_parser => sub {
+		my ($parser) = @_;
+		$parser->callback(
+			test => sub {
+				my ($test) = @_;
+				$reasons{$parser}{ $test->explanation }++ if $test->has_skip;
+			});
+	});
+
+$harness->callback(
 	after_test => sub {
 		my ($info, $parser) = @_;
 		my $file = ref $info ? $info->[0] : $info;
@@ -46,9 +57,11 @@ $harness->callback(
 		my $ok = $parser->actual_passed;
 		my $bad = $parser->actual_failed;
 		my $skip = $parser->skip_all;
+		my $reasons = delete $reasons{$parser} // {};
 
+		$ok -= $parser->skipped;
 		$bad++ if !$bad && ($parser->exit || $parser->wait || $parser->parse_errors);
-		$bad++ if !$ok && !$bad && !defined $skip;
+		$bad++ if !$parser->actual_passed && !$bad && !defined $skip;
 		$passed += $ok;
 		$failed += $bad;
 		note_counts();
@@ -66,6 +79,7 @@ $harness->callback(
 		{
 			print "ok      $name ($ok, $took)\n";
 		}
+		print "skipped $reasons->{$_} tests of $name ($_)\n" foreach sort keys %$reasons;
 	});
 
 # The log of PostgreSQL::Test has the failures with their diagnostics.

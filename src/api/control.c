@@ -29,13 +29,9 @@ PG_FUNCTION_INFO_V1(peerdb_add_tables);
 PG_FUNCTION_INFO_V1(peerdb_remove_tables);
 
 /* Options that are fixed when a run makes its destination tables. */
-static const char *const fixed_keys[] = {"soft_delete",
-										 "soft_delete_col_name",
-										 "synced_at_col_name",
-										 "disable_peerdb_columns",
-										 "unbounded_numeric",
-										 "out_of_range",
-										 NULL};
+static const char *const fixed_keys[] = {
+	"soft_delete",		 "soft_delete_col_name", "synced_at_col_name",	"disable_peerdb_columns",
+	"unbounded_numeric", "out_of_range",		 "null_array_elements", NULL};
 
 static void
 refuse_when_dropped(const MirrorRow *mirror)

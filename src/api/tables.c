@@ -44,15 +44,20 @@ typedef struct ElementKey
 {
 	const char *name;
 	KeyKind		kind;
-	bool		clickhouse_only;
+	const char *peers; /* peer types that it is for; NULL: all */
 } ElementKey;
 
 static const ElementKey element_keys[] = {
-	{"from", KEY_STRING, false},		{"to", KEY_STRING, false},
-	{"exclude", KEY_STRINGS, false},	{"append", KEY_BOOL, false},
-	{"engine", KEY_STRING, true},		{"order_by", KEY_STRINGS, true},
-	{"partition_by", KEY_STRING, true}, {"sharding_key", KEY_STRING, true},
-	{"columns", KEY_COLUMNS, true},
+	{"from", KEY_STRING, NULL},
+	{"to", KEY_STRING, NULL},
+	{"exclude", KEY_STRINGS, NULL},
+	{"append", KEY_BOOL, NULL},
+	{"engine", KEY_STRING, "clickhouse"},
+	{"order_by", KEY_STRINGS, "clickhouse"},
+	{"partition_by", KEY_STRING, "clickhouse, bigquery"},
+	{"cluster_by", KEY_STRINGS, "bigquery"},
+	{"sharding_key", KEY_STRING, "clickhouse"},
+	{"columns", KEY_COLUMNS, "clickhouse, bigquery"},
 };
 
 static const struct
@@ -85,7 +90,7 @@ resync_tables_display(const char *schema, const char *name)
 static bool
 key_applies(const ParseState *state, const ElementKey *key)
 {
-	return !key->clickhouse_only || strcmp(state->peer_type, "clickhouse") == 0;
+	return key->peers == NULL || strstr(key->peers, state->peer_type) != NULL;
 }
 
 static void

@@ -66,8 +66,9 @@ static const OptionDef option_defs[] = {
 	OPTION(disable_peerdb_columns, OPTION_BOOL, 0, 0, false),
 	OPTION(keep_serving, OPTION_BOOL, 0, 0, false),
 	OPTION(replace_existing, OPTION_BOOL, 0, 0, false),
-	WORD_OPTION(unbounded_numeric, "decimal, string", "clickhouse"),
-	WORD_OPTION(out_of_range, "error, clamp", "clickhouse"),
+	WORD_OPTION(unbounded_numeric, "decimal, string", "clickhouse, bigquery"),
+	WORD_OPTION(out_of_range, "error, clamp, null", "clickhouse, bigquery"),
+	WORD_OPTION(null_array_elements, "error, drop", "bigquery"),
 };
 
 static const ResyncOptions option_defaults = {
@@ -342,6 +343,13 @@ resync_options_check_peer(const ResyncOptions *options, const char *peer_type)
 								   def->name, peer_type),
 							errhint("It is for: %s.", def->peers)));
 	}
+	/* each of them has one way to take what does not fit */
+	if (options->out_of_range != NULL &&
+		strcmp(options->out_of_range, strcmp(peer_type, "bigquery") == 0 ? "clamp" : "null") == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("mirror option \"out_of_range\" cannot be \"%s\" at a %s destination",
+						options->out_of_range, peer_type)));
 }
 
 Jsonb *

@@ -266,5 +266,6 @@ extern const DestinationRoutine *resync_destination_require(const char *wrapper)
 
 extern const DestinationRoutine resync_destination_postgres;
 extern const DestinationRoutine resync_destination_clickhouse;
+extern const DestinationRoutine resync_destination_bigquery;
 
 #endif /* RESYNC_DESTINATION_H */
