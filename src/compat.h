@@ -18,6 +18,42 @@
 #include "varatt.h"
 #endif
 
+/* 16: one function for the ownership of every class of objects. */
+#if PG_VERSION_NUM >= 160000
+#define RESYNC_OWNS_DATABASE(database, role) \
+	object_ownercheck(DatabaseRelationId, (database), (role))
+#else
+#define RESYNC_OWNS_DATABASE(database, role) pg_database_ownercheck((database), (role))
+#endif
+
+/*
+ * 17: a process's index in ProcGlobal->allProcs; a change's tuple without a
+ * buffer around it; failover slots, which ours are not (a standby that has
+ * been promoted is another server, rule 9); logical messages that can be
+ * flushed at once.
+ */
+#if PG_VERSION_NUM >= 170000
+#define RESYNC_MY_PROC_NUMBER MyProcNumber
+#define RESYNC_CHANGE_TUPLE(buf) (buf)
+#define RESYNC_SLOT_CREATE(name, persistency) \
+	ReplicationSlotCreate((name), true, (persistency), false, false, false)
+#define RESYNC_LOG_MESSAGE(prefix, text, size) \
+	LogLogicalMessage((prefix), (text), (size), true, false)
+#else
+#define RESYNC_MY_PROC_NUMBER (MyProc->pgprocno)
+#define RESYNC_CHANGE_TUPLE(buf) ((buf) != NULL ? &(buf)->tuple : NULL)
+#define RESYNC_SLOT_CREATE(name, persistency) \
+	ReplicationSlotCreate((name), true, (persistency), false)
+#define RESYNC_LOG_MESSAGE(prefix, text, size) LogLogicalMessage((prefix), (text), (size), true)
+#endif
+
+/* 18: whether an invalidated slot is an error there; we look at it ourselves. */
+#if PG_VERSION_NUM >= 180000
+#define RESYNC_SLOT_ACQUIRE(name) ReplicationSlotAcquire((name), true, false)
+#else
+#define RESYNC_SLOT_ACQUIRE(name) ReplicationSlotAcquire((name), true)
+#endif
+
 /*
  * 18: a virtual generated column (the default kind there) is not stored: a
  * tuple says NULL for it, which is not its value.

@@ -168,14 +168,15 @@ CONF
 # count_regress NAME OUTPUT STATUS DIFFS: lines of pg_regress
 count_regress() {
 	local ok bad
-	ok=$(grep -cE '^(test|     ) .* \.\.\. ok' "$2")
-	bad=$(grep -cE '^(test|     ) .* \.\.\. FAILED' "$2")
+	# from 16 on it speaks TAP
+	ok=$(grep -cE '^((test|     ) .* \.\.\. ok|ok [0-9])' "$2")
+	bad=$(grep -cE '^((test|     ) .* \.\.\. FAILED|not ok [0-9])' "$2")
 	[ "$3" -eq 0 ] || [ "$bad" -gt 0 ] || bad=1
 	passed=$((passed + ok))
 	failed=$((failed + bad))
 	if [ "$bad" -gt 0 ]; then
 		echo "FAILED  $1 ($ok passed, $bad failed)"
-		grep -E 'FAILED|^pg_regress|could not|failed' "$2" | sed 's/^/        /' | head -n 30
+		grep -E 'FAILED|^not ok|^pg_regress|could not|failed' "$2" | sed 's/^/        /' | head -n 30
 		[ ! -e "$4" ] || head -n 150 "$4" | sed 's/^/        /'
 	else
 		echo "ok      $1 ($ok)"
@@ -224,6 +225,7 @@ if [ ${#files[@]} -gt 0 ]; then
 	counts=$work/tap.counts
 	PATH=$("$debug_pg_config" --bindir):$PATH \
 		PG_REGRESS=$pgxs/src/test/regress/pg_regress TESTDIR=$work \
+		TESTDATADIR=$work/tmp_check TESTLOGDIR=$work/tmp_check/log \
 		PG_TEST_PORT_DIR=$work/portlock RESYNC_SRC=$src \
 		PERL5LIB=$pgxs/src/test/perl:$src/test/perl \
 		perl "$src/test/run_tap.pl" "$counts" "${JOBS:-2}" "${files[@]}"

@@ -11,6 +11,8 @@
  */
 #include "postgres.h"
 
+#include "compat.h"
+
 #include "decode/decode.h"
 
 #include "access/heapam.h"
@@ -306,12 +308,6 @@ commit_cb(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr commit_
 		resync_batch_commit(decoder->config->batch, txn->end_lsn, txn->xact_time.commit_time);
 }
 
-static HeapTuple
-change_tuple(ReorderBufferTupleBuf *buf)
-{
-	return buf != NULL ? &buf->tuple : NULL;
-}
-
 static void
 change_cb(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation rel,
 		  ReorderBufferChange *change)
@@ -320,8 +316,8 @@ change_cb(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation rel,
 	DecodeRel		  *entry;
 	const ResyncTable *table;
 	MemoryContext	   old;
-	HeapTuple		   oldtuple = change_tuple(change->data.tp.oldtuple);
-	HeapTuple		   newtuple = change_tuple(change->data.tp.newtuple);
+	HeapTuple		   oldtuple = RESYNC_CHANGE_TUPLE(change->data.tp.oldtuple);
+	HeapTuple		   newtuple = RESYNC_CHANGE_TUPLE(change->data.tp.newtuple);
 
 	CHECK_FOR_INTERRUPTS();
 	old = MemoryContextSwitchTo(decoder->change_context);

@@ -81,7 +81,7 @@ resync_slot_create(const char *slot_name, char *snapshot_name)
 	XLogRecPtr				lsn;
 
 	CheckLogicalDecodingRequirements();
-	ReplicationSlotCreate(slot_name, true, RS_EPHEMERAL, false);
+	RESYNC_SLOT_CREATE(slot_name, RS_EPHEMERAL);
 	ctx = CreateInitDecodingContext("pgoutput", NIL, true, InvalidXLogRecPtr,
 									XL_ROUTINE(.page_read = read_page_wait,
 											   .segment_open = wal_segment_open,
@@ -101,7 +101,7 @@ resync_slot_create(const char *slot_name, char *snapshot_name)
 	 * it.
 	 */
 	ReplicationSlotRelease();
-	ReplicationSlotAcquire(slot_name, true);
+	RESYNC_SLOT_ACQUIRE(slot_name);
 	return lsn;
 }
 
@@ -195,7 +195,7 @@ resync_slot_acquire(const char *slot_name)
 							errmsg("replication slot \"%s\" does not exist any more", slot_name),
 							errhint("Run peerdb_resync() to rebuild the mirror.")));
 		wait_until_free(slot);
-		ReplicationSlotAcquire(slot_name, true);
+		RESYNC_SLOT_ACQUIRE(slot_name);
 	}
 	if (XLogRecPtrIsInvalid(MyReplicationSlot->data.restart_lsn))
 		ereport(

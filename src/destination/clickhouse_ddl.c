@@ -414,6 +414,25 @@ drop_both(ChDestination *dest, const char *name)
 		resync_ch_drop_table(dest, resync_ch_sql_local(dest->cluster, name));
 }
 
+/* After an error: that one tells more than another here. */
+static void
+drop_both_anyway(ChDestination *dest, const char *name)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		drop_both(dest, name);
+	}
+	PG_CATCH();
+	{
+		/* what is left behind has a mark, which tells whose it is */
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+	}
+	PG_END_TRY();
+}
+
 /*
  * The new table, made and dropped again under a name of its own: types, keys,
  * expressions, the cluster and our privileges are proven all at once.
@@ -439,16 +458,7 @@ try_table(ChDestination *dest, const ResyncTable *table)
 		MemoryContextSwitchTo(context);
 		edata = CopyErrorData();
 		FlushErrorState();
-		PG_TRY();
-		{
-			drop_both(dest, name);
-		}
-		PG_CATCH();
-		{
-			/* the first error tells more; the mark tells whose it is */
-			FlushErrorState();
-		}
-		PG_END_TRY();
+		drop_both_anyway(dest, name);
 		ReThrowError(edata);
 	}
 	PG_END_TRY();

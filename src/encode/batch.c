@@ -312,6 +312,7 @@ spill_part(ResyncBatch *batch)
 	Part	 *part = batch->current;
 	ListCell *lc;
 	char	  nothing;
+	size_t	  none;
 
 	if (part == NULL)
 		return;
@@ -335,7 +336,8 @@ spill_part(ResyncBatch *batch)
 	if (part->tables != NIL)
 	{
 		/* reading nothing flushes the buffer: errors in writing end here */
-		(void) BufFileRead(batch->spill->file, &nothing, 0);
+		none = BufFileRead(batch->spill->file, &nothing, 0);
+		(void) none; /* 16 and up: the result must not be ignored */
 		batch->spill->writing = false;
 	}
 

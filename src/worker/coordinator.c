@@ -91,7 +91,7 @@ register_coordinator(Coordinator *co)
 	if (ms != NULL && ms->pid == 0)
 	{
 		ms->pid = MyProcPid;
-		ms->pgprocno = MyProc->pgprocno;
+		ms->pgprocno = RESYNC_MY_PROC_NUMBER;
 		ms->starting = false;
 		co->ms = ms;
 	}

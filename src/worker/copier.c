@@ -320,7 +320,7 @@ register_copier(Copier *c)
 	}
 	c->cs = &c->rs->copiers[c->args.index];
 	c->cs->pid = MyProcPid;
-	c->cs->pgprocno = MyProc->pgprocno;
+	c->cs->pgprocno = RESYNC_MY_PROC_NUMBER;
 	leader = &ProcGlobal->allProcs[c->rs->streamer_pgprocno];
 	leader_pid = c->rs->streamer_pid;
 	strlcpy(c->snapshot_name, c->rs->snapshot_name, sizeof(c->snapshot_name));

@@ -225,7 +225,7 @@ note_ddl(Oid relid, const char *what)
 	{
 		char *text = psprintf("%s %u %s", (char *) lfirst(lc), relid, what);
 
-		LogLogicalMessage("resync", text, strlen(text), true);
+		RESYNC_LOG_MESSAGE("resync", text, strlen(text));
 	}
 }
 
@@ -321,7 +321,7 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 	Oid	  database = ResyncShmem != NULL ? database_of(stmt) : InvalidOid;
 
 	if (OidIsValid(database) && database != MyDatabaseId &&
-		pg_database_ownercheck(database, GetUserId()) && database_is_used(database))
+		RESYNC_OWNS_DATABASE(database, GetUserId()) && database_is_used(database))
 	{
 		block_database(database, true);
 		PG_TRY();

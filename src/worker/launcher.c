@@ -444,7 +444,7 @@ resync_launcher_main(Datum arg)
 	before_shmem_exit(launcher_exit, 0);
 	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
 	ResyncShmem->launcher_pid = MyProcPid;
-	ResyncShmem->launcher_pgprocno = MyProc->pgprocno;
+	ResyncShmem->launcher_pgprocno = RESYNC_MY_PROC_NUMBER;
 	LWLockRelease(ResyncShmem->lock);
 
 	probe_databases(InvalidOid);

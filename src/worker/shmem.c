@@ -7,6 +7,8 @@
  */
 #include "postgres.h"
 
+#include "compat.h"
+
 #include "worker/shmem.h"
 
 #include "access/xact.h"
@@ -149,7 +151,7 @@ resync_shmem_claim_run(Oid database, int64 mirror, int64 run, Oid owner)
 	rs->owner = owner;
 	rs->generation = ResyncShmem->next_generation++;
 	rs->coordinator_pid = MyProcPid;
-	rs->coordinator_pgprocno = MyProc->pgprocno;
+	rs->coordinator_pgprocno = RESYNC_MY_PROC_NUMBER;
 	rs->streamer_pgprocno = -1;
 	pg_atomic_init_u64(&rs->applied_lsn, 0);
 	pg_atomic_init_u64(&rs->received_lsn, 0);

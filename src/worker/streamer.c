@@ -706,7 +706,7 @@ register_streamer(Streamer *st)
 		proc_exit(0);
 	}
 	st->rs->streamer_pid = MyProcPid;
-	st->rs->streamer_pgprocno = MyProc->pgprocno;
+	st->rs->streamer_pgprocno = RESYNC_MY_PROC_NUMBER;
 	st->rs->streamer = STREAMER_STARTING;
 	LWLockRelease(ResyncShmem->lock);
 	my_run = st->rs;

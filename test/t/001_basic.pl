@@ -29,6 +29,12 @@ like($run, qr/^\d+$/, 'peerdb_create_mirror returns the run');
 $t->wait_status('chinook', 'running') or exit 1;
 all_same('after the first load');
 
+# ---- what idle workers wait for has a name from 17 on
+my $events = $t->source->pg_version >= 17 ? 'ResyncCoordinatorMain,ResyncLauncherMain,ResyncStreamerMain' : 'Extension,Extension,Extension';
+$t->until_true(
+	"SELECT string_agg(wait_event, ',' ORDER BY wait_event) = '$events' FROM pg_stat_activity WHERE backend_type LIKE 'resync%'",
+	'wait events of the workers');
+
 # ---- single changes
 $t->src(<<'EOS');
 INSERT INTO artist VALUES (10001, 'One'), (10002, 'Two'), (10003, NULL);
