@@ -54,6 +54,11 @@
 #define RESYNC_SLOT_ACQUIRE(name) ReplicationSlotAcquire((name), true)
 #endif
 
+/* 18: core's is pg_noreturn, which goes in front of the whole declaration. */
+#if PG_VERSION_NUM >= 180000
+#define pg_attribute_noreturn() __attribute__((noreturn))
+#endif
+
 /*
  * 18: a virtual generated column (the default kind there) is not stored: a
  * tuple says NULL for it, which is not its value.

@@ -11,6 +11,8 @@
  */
 #include "postgres.h"
 
+#include "compat.h"
+
 #include "api/tables.h"
 
 #include "access/transam.h"

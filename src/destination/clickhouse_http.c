@@ -22,6 +22,8 @@
  */
 #include "postgres.h"
 
+#include "compat.h"
+
 #include "destination/clickhouse.h"
 
 #include "access/xact.h"

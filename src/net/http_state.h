@@ -7,6 +7,8 @@
 
 #include "postgres.h"
 
+#include "compat.h"
+
 #include <curl/curl.h>
 
 #include "net/compress.h"

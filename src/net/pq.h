@@ -11,6 +11,8 @@
 
 #include "postgres.h"
 
+#include "compat.h"
+
 #include "libpq-fe.h"
 #include "lib/stringinfo.h"
 
