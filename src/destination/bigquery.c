@@ -51,25 +51,10 @@ resync_bq_lsn(XLogRecPtr lsn)
  * Connect
  * ------------------------------------------------------------------ */
 
-static const char *
-find_option(List *options, const char *name)
-{
-	ListCell *lc;
-
-	foreach(lc, options)
-	{
-		DefElem *def = lfirst(lc);
-
-		if (strcmp(def->defname, name) == 0)
-			return defGetString(def);
-	}
-	return NULL;
-}
-
 static char *
 require_option(List *options, const char *name, const char *where)
 {
-	const char *value = find_option(options, name);
+	const char *value = resync_destination_option(options, name);
 
 	if (value == NULL || value[0] == '\0')
 		ereport(ERROR, (errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
@@ -85,8 +70,8 @@ require_option(List *options, const char *name, const char *where)
 static void
 read_options(BqDestination *dest, const ResyncPeer *peer)
 {
-	const char *url = find_option(peer->server_options, "url");
-	const char *location = find_option(peer->server_options, "location");
+	const char *url = resync_destination_option(peer->server_options, "url");
+	const char *location = resync_destination_option(peer->server_options, "location");
 	Size		len;
 
 	dest->project = require_option(peer->server_options, "project", "server");

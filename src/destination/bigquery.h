@@ -16,6 +16,7 @@
 #ifndef RESYNC_DESTINATION_BIGQUERY_H
 #define RESYNC_DESTINATION_BIGQUERY_H
 
+#include "destination/common.h"
 #include "destination/destination.h"
 
 #include "encode/bigquery.h"
@@ -217,8 +218,7 @@ typedef struct BqMapping
 
 extern void resync_bq_map_columns(Destination *dest, ResyncTable *table);
 extern void resync_bq_map_added(Destination *dest, const ResyncTable *table, ResyncColumn *col);
-extern BqMapping		   *resync_bq_mapping(const ResyncTable *table);
-extern const ResyncColumn **resync_bq_key(const ResyncTable *table);
+extern BqMapping *resync_bq_mapping(const ResyncTable *table);
 
 /* The mirror's own columns as they are now: at most BQ_MAX_EXTRAS; how many. */
 extern int resync_bq_extras(const BqDestination *dest, AvroColumn *columns);

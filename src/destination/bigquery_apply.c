@@ -695,7 +695,7 @@ apply_table(ApplyState *state, const BatchTable *bt)
 	at = palloc0(sizeof(ApplyTable));
 	at->state = state;
 	at->table = table;
-	at->key = resync_bq_key(table);
+	at->key = resync_destination_key(table);
 	at->open_context = AllocSetContextCreate(CurrentMemoryContext, "resync open rows",
 											 ALLOCSET_DEFAULT_SIZES);
 	schema = stage_schema(table, at->key);

@@ -121,7 +121,7 @@ static void
 read_cluster_by(const ResyncTable *table, Jsonb *json, BqMapping *mapping)
 {
 	JsonbValue			*given = find_key(&json->root, "cluster_by");
-	const ResyncColumn **key = resync_bq_key(table);
+	const ResyncColumn **key = resync_destination_key(table);
 
 	if (given == NULL || given->type != jbvBinary)
 	{
@@ -235,26 +235,6 @@ resync_bq_extra_fields(const BqDestination *dest, bool deleted, StringInfo buf, 
 							   (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY);
 		extras[n++] = (AvroField){buf->data + start, buf->len - start};
 	}
-}
-
-const ResyncColumn **
-resync_bq_key(const ResyncTable *table)
-{
-	const ResyncColumn **key = palloc0(sizeof(ResyncColumn *) * Max(table->nkeys, 1));
-
-	for (int i = 0; i < table->ncols; i++)
-	{
-		int pos = table->cols[i].keypos;
-
-		if (pos > 0 && pos <= table->nkeys)
-			key[pos - 1] = &table->cols[i];
-	}
-	for (int i = 0; i < table->nkeys; i++)
-	{
-		if (key[i] == NULL)
-			elog(ERROR, "key column %d of table \"%s\" is missing", i + 1, table->name);
-	}
-	return key;
 }
 
 /* ---------------------------------------------------------------------

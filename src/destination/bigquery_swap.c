@@ -90,7 +90,7 @@ static char *
 transfer_query(BqDestination *dest, const ResyncTable *table, JsonNode *live)
 {
 	const ResyncOptions *options = dest->head.id->options;
-	const ResyncColumn **key = resync_bq_key(table);
+	const ResyncColumn **key = resync_destination_key(table);
 	char		  *deleted = find_own(table, live, options->soft_delete_col_name, PEERDB_DELETED);
 	char		  *synced = find_own(table, live, options->synced_at_col_name, PEERDB_SYNCED_AT);
 	StringInfoData names, values, source, same, sql;
@@ -145,7 +145,7 @@ resync_bq_transfer(Destination *head, const ResyncTable *table, List **warnings)
 {
 	BqDestination		*dest = (BqDestination *) head;
 	MemoryContext		 old = resync_bq_enter(dest);
-	const ResyncColumn **key = resync_bq_key(table);
+	const ResyncColumn **key = resync_destination_key(table);
 	int64				 rows = 0;
 	bool				 possible;
 	BqTable				*build;

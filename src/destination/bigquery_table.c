@@ -282,7 +282,7 @@ resync_bq_build_key(Destination *head, const ResyncTable *table)
 	BqDestination		*dest = (BqDestination *) head;
 	MemoryContext		 old = resync_bq_enter(dest);
 	const char			*name = resync_bq_table(dest, table->build_name);
-	const ResyncColumn **key = resync_bq_key(table);
+	const ResyncColumn **key = resync_destination_key(table);
 	BqFence				 fence;
 	StringInfoData		 keys;
 	StringInfoData		 same;
@@ -420,7 +420,7 @@ static void
 warn_of_tombstones(BqDestination *dest, const ResyncTable *table, const BqTable *live,
 				   List **warnings, MemoryContext context)
 {
-	const ResyncColumn **key = resync_bq_key(table);
+	const ResyncColumn **key = resync_destination_key(table);
 
 	for (int i = 0; dest->head.id->options->soft_delete && i < table->nkeys; i++)
 	{
