@@ -60,6 +60,30 @@
 #endif
 
 /*
+ * 16: a slot says why it was invalidated, and keeps restart_lsn unless WAL was
+ * removed; before, a slot that has none is what is lost.  18: a slot that nobody
+ * has used for idle_replication_slot_timeout.  Users include replication/slot.h.
+ */
+#if PG_VERSION_NUM >= 160000
+#define RESYNC_SLOT_IS_LOST(slot) \
+	((slot)->data.invalidated != RS_INVAL_NONE || XLogRecPtrIsInvalid((slot)->data.restart_lsn))
+#else
+#define RESYNC_SLOT_IS_LOST(slot) XLogRecPtrIsInvalid((slot)->data.restart_lsn)
+#endif
+#if PG_VERSION_NUM >= 180000
+#define RESYNC_SLOT_WAS_IDLE(slot) ((slot)->data.invalidated == RS_INVAL_IDLE_TIMEOUT)
+#else
+#define RESYNC_SLOT_WAS_IDLE(slot) false
+#endif
+
+/* 17: one more timeout that a role or database may have set. */
+#if PG_VERSION_NUM >= 170000
+#define RESYNC_PINNED_SINCE_17 {"transaction_timeout", "0"},
+#else
+#define RESYNC_PINNED_SINCE_17
+#endif
+
+/*
  * 18: a virtual generated column (the default kind there) is not stored: a
  * tuple says NULL for it, which is not its value.
  */

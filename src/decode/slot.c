@@ -197,7 +197,16 @@ resync_slot_acquire(const char *slot_name)
 		wait_until_free(slot);
 		RESYNC_SLOT_ACQUIRE(slot_name);
 	}
-	if (XLogRecPtrIsInvalid(MyReplicationSlot->data.restart_lsn))
+	if (RESYNC_SLOT_WAS_IDLE(MyReplicationSlot))
+		ereport(
+			ERROR,
+			(errcode(RESYNC_DECODE_ERRCODE_NEEDS_RESYNC),
+			 errmsg(
+				 "replication slot \"%s\" was invalidated because it was idle for longer than idle_replication_slot_timeout",
+				 slot_name),
+			 errhint(
+				 "Run peerdb_resync() to rebuild the mirror, and consider a larger idle_replication_slot_timeout.")));
+	if (RESYNC_SLOT_IS_LOST(MyReplicationSlot))
 		ereport(
 			ERROR,
 			(errcode(RESYNC_DECODE_ERRCODE_NEEDS_RESYNC),

@@ -597,7 +597,8 @@ check_resting_slot(Coordinator *co, const RunRow *run)
 		(errcode(RESYNC_ERRCODE_NEEDS_RESYNC),
 		 errmsg("replication slot \"%s\" was lost while the mirror was %s", run->slot_name,
 				co->mirror->status),
-		 errdetail("It held more WAL than max_slot_wal_keep_size allows, or somebody dropped it."),
+		 errdetail(
+			 "It held more WAL than max_slot_wal_keep_size allows, was unused for longer than idle_replication_slot_timeout (PostgreSQL 18), or somebody dropped it."),
 		 errhint("Run peerdb_resync() to rebuild the mirror.")));
 }
 

@@ -9,6 +9,8 @@
  */
 #include "postgres.h"
 
+#include "compat.h"
+
 #include "worker/worker.h"
 
 #include <fcntl.h>
@@ -36,7 +38,7 @@ static const char *const pinned_settings[][2] = {
 	{"lock_timeout", "0"},
 	{"idle_in_transaction_session_timeout", "0"},
 	{"idle_session_timeout", "0"},
-	{"default_transaction_isolation", "read committed"},
+	RESYNC_PINNED_SINCE_17{"default_transaction_isolation", "read committed"},
 	{"default_transaction_read_only", "off"},
 	{"default_transaction_deferrable", "off"},
 	{"DateStyle", "ISO, MDY"},
@@ -321,7 +323,7 @@ resync_worker_slots(Oid database, int *nslots)
 		strlcpy(found->name, NameStr(slot->data.name), NAMEDATALEN);
 		SpinLockAcquire(&slot->mutex);
 		found->active = (slot->active_pid != 0);
-		found->restart_lsn = slot->data.restart_lsn;
+		found->restart_lsn = RESYNC_SLOT_IS_LOST(slot) ? InvalidXLogRecPtr : slot->data.restart_lsn;
 		SpinLockRelease(&slot->mutex);
 		n++;
 	}
@@ -342,7 +344,7 @@ resync_worker_slot_positions(const char *name, XLogRecPtr *restart, XLogRecPtr *
 	if (slot != NULL)
 	{
 		SpinLockAcquire(&slot->mutex);
-		*restart = slot->data.restart_lsn;
+		*restart = RESYNC_SLOT_IS_LOST(slot) ? InvalidXLogRecPtr : slot->data.restart_lsn;
 		*confirmed = slot->data.confirmed_flush;
 		SpinLockRelease(&slot->mutex);
 	}

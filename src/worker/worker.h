@@ -81,7 +81,7 @@ extern void resync_worker_become(Oid owner);
 extern bool resync_worker_drop_slot(const char *name);
 
 /*
- * WAL that a slot holds back, in bytes; -1: the slot is gone, or its WAL is.
+ * WAL that a slot holds back, in bytes; -1: the slot is gone, or was invalidated.
  */
 extern int64 resync_worker_slot_retained(const char *name);
 
@@ -92,7 +92,7 @@ typedef struct WorkerSlot
 	Oid		   database;
 	int64	   run;
 	bool	   active;		/* a process has it */
-	XLogRecPtr restart_lsn; /* 0: the WAL that it needs is lost */
+	XLogRecPtr restart_lsn; /* 0: it was invalidated */
 } WorkerSlot;
 
 /* Those of a database, or (InvalidOid) of all.  Palloc'ed; outside our lock. */

@@ -77,6 +77,34 @@ $t->until_status('m', 'paused');
 drop_slot();
 recovers('dropped while paused');
 
+# ---- 18: a slot that nobody uses is invalidated; that of a load is in use
+SKIP:
+{
+	skip 'idle_replication_slot_timeout came with PostgreSQL 18', 13 if $t->source->pg_version < 18;
+	my $setting = sub { $t->src($_) foreach @_, 'SELECT pg_reload_conf()'; };
+	my $invalid = sub { $t->src("SELECT coalesce(invalidation_reason, 'no') FROM pg_replication_slots WHERE slot_name = '" . slot() . "'") };
+	$setting->("ALTER SYSTEM SET idle_replication_slot_timeout = '2s'", "ALTER SYSTEM SET resync.load_rate_limit = '1kB'");
+	my $run = $t->resync('m', { snapshot_num_rows_per_partition => 200 });
+	my $loading = "phase = 'load' AND run = $run AND now() - status_since > interval '5 s'";
+	$t->until_true("SELECT $loading FROM peerdb.mirrors WHERE mirror = 'm'", 'idle_replication_slot_timeout: a load takes longer');
+	$t->src('CHECKPOINT');
+	is($invalid->(), 'no', 'idle_replication_slot_timeout: the slot of a load is in use');
+	$setting->('ALTER SYSTEM RESET resync.load_rate_limit');
+	$t->wait_status('m', 'running', 'idle_replication_slot_timeout: the load ends');
+	$t->sync('m');
+	$t->same('s');
+
+	$t->src("SELECT peerdb_pause_mirror('m')");
+	$t->until_status('m', 'paused');
+	$t->until_true("SELECT NOT active AND now() - inactive_since > interval '3 s' FROM pg_replication_slots WHERE slot_name = '" . slot() . "'",
+		'idle_replication_slot_timeout: a paused mirror does not use its slot');
+	$t->src('CHECKPOINT');
+	is($invalid->(), 'idle_timeout', 'idle_replication_slot_timeout: it is invalidated');
+	$setting->('ALTER SYSTEM RESET idle_replication_slot_timeout');
+	$t->until_failed('m', qr/slot.*idle_replication_slot_timeout.*peerdb_resync/s, 'idle while paused');
+	recovers('idle while paused');
+}
+
 # ---- keep_serving has nothing to keep then
 $t->src("SELECT peerdb_pause_mirror('m')");
 $t->until_status('m', 'paused');

@@ -278,6 +278,8 @@ foreach my $phase ('running', 'loading')
 		"search_path = 'hostile'", "\"DateStyle\" = 'German, DMY'", "\"IntervalStyle\" = 'sql_standard'", "\"TimeZone\" = 'Asia/Kathmandu'",
 		"bytea_output = 'escape'", 'extra_float_digits = -10', "client_encoding = 'LATIN1'", "lc_monetary = 'C'",
 		'synchronous_commit = off', "xmlbinary = 'hex'", 'row_security = off', 'enable_seqscan = off');
+	my $since_17 = $source->pg_version >= 17 ? ' -c transaction_timeout=0' : '';
+	push @hostile, "transaction_timeout = '1ms'" if $since_17;
 	my $me = $t->src('SELECT current_user');
 	$t->src(<<'EOS');
 CREATE TABLE h (id int PRIMARY KEY, ts timestamptz, d date, i interval, b bytea, f float8, t text, m money, x xml, r float4[], n numeric);
@@ -293,7 +295,7 @@ EOS
 			$node->safe_psql('postgres', "BEGIN; SET LOCAL transaction_read_only = off; ALTER DATABASE postgres SET $s; ALTER ROLE $me SET $s; COMMIT",
 				on_error_stop => 1);
 		}
-		$ENV{PGOPTIONS} = '-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0 -c default_transaction_read_only=off -c search_path=public -c DateStyle=ISO -c IntervalStyle=postgres -c TimeZone=UTC -c bytea_output=hex -c extra_float_digits=1 -c client_encoding=UTF8 -c default_transaction_isolation=read\ committed';
+		$ENV{PGOPTIONS} = '-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0 -c default_transaction_read_only=off -c search_path=public -c DateStyle=ISO -c IntervalStyle=postgres -c TimeZone=UTC -c bytea_output=hex -c extra_float_digits=1 -c client_encoding=UTF8 -c default_transaction_isolation=read\ committed' . $since_17;
 	}
 	$t->src('SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = \'resync coordinator\'');
 	$t->create_mirror('h', ['public.h']);
