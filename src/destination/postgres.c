@@ -402,14 +402,21 @@ resync_pg_has_metadata(PgDestination *dest)
 /*
  * Lock the run's row and look whether the run is in charge (rule 4).  prefix
  * is SQL to run before it in the same round trip, lock is "FOR ..." or "".
+ * tables: whose marks info->owned tells of; a mirror may have thousands.
  * Raises FENCED or DIVERGED.
  */
 static void
-run_fence(PgDestination *dest, const char *prefix, const char *lock, PgFenceInfo *info)
+run_fence(PgDestination *dest, const char *prefix, const char *lock, int tables, PgFenceInfo *info)
 {
 	const ResyncRunId *id = dest->head.id;
 	PGresult		  *res;
 	uint32			   hi, lo;
+	char			  *which = "";
+
+	if (tables == PG_NO_TABLE)
+		which = " AND false";
+	else if (tables != PG_ALL_TABLES)
+		which = psprintf(" AND t.ordinal = %d", tables);
 
 	res = resync_pq_exec(
 		dest->conn,
@@ -418,12 +425,12 @@ run_fence(PgDestination *dest, const char *prefix, const char *lock, PgFenceInfo
 			" (SELECT ' ' || string_agg(t.ordinal || CASE WHEN t.swapped THEN 's' ELSE 'b' END, ' ') || ' '"
 			" FROM %s.resync_table t JOIN pg_class c ON c.oid = t.build_oid"
 			" JOIN pg_namespace n ON n.oid = c.relnamespace"
-			" WHERE t.token = r.token AND t.run = r.run AND n.nspname = t.dest_schema"
+			" WHERE t.token = r.token AND t.run = r.run%s AND n.nspname = t.dest_schema"
 			" AND c.relname = CASE WHEN t.swapped THEN t.dest_name ELSE t.build_name END),"
 			" m.system_identifier = '" UINT64_FORMAT "' AND m.database = %u"
 			" FROM %s.resync_run r JOIN %s.resync_mirror m ON m.token = r.token WHERE %s %s",
-			prefix, dest->meta_quoted, id->system_identifier, id->database, dest->meta_quoted,
-			dest->meta_quoted, resync_pg_run_condition(dest, "r"), lock));
+			prefix, dest->meta_quoted, which, id->system_identifier, id->database,
+			dest->meta_quoted, dest->meta_quoted, resync_pg_run_condition(dest, "r"), lock));
 	if (PQntuples(res) == 0)
 		raise_fenced(dest, "The destination does not know the run.");
 	if (strcmp(PQgetvalue(res, 0, 3), "t") != 0)
@@ -440,19 +447,22 @@ run_fence(PgDestination *dest, const char *prefix, const char *lock, PgFenceInfo
 	resync_pq_clear(res);
 }
 
-/* Begin a transaction with the fence; more (may be "") is run after BEGIN. */
+/*
+ * Begin a transaction with the fence; more (may be "") is run after BEGIN, info
+ * may be NULL.
+ */
 void
-resync_pg_begin(PgDestination *dest, PgFence fence, const char *more, PgFenceInfo *info)
+resync_pg_begin(PgDestination *dest, PgFence fence, const char *more, int tables, PgFenceInfo *info)
 {
 	run_fence(dest, psprintf("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; %s", more),
-			  fence == PG_FENCE_UPDATE ? "FOR UPDATE OF r" : "FOR SHARE OF r", info);
+			  fence == PG_FENCE_UPDATE ? "FOR UPDATE OF r" : "FOR SHARE OF r", tables, info);
 }
 
 /* The same within a transaction that has the row locked. */
 void
-resync_pg_check_fence(PgDestination *dest, PgFenceInfo *info)
+resync_pg_check_fence(PgDestination *dest, int tables, PgFenceInfo *info)
 {
-	run_fence(dest, "", "", info);
+	run_fence(dest, "", "", tables, info);
 }
 
 void
@@ -740,7 +750,7 @@ pg_applied_lsn(Destination *head)
 	 * Under the lock: a backend of a worker that died may be about to commit,
 	 * and what it commits counts.
 	 */
-	resync_pg_begin(dest, PG_FENCE_UPDATE, "", &info);
+	resync_pg_begin(dest, PG_FENCE_UPDATE, "", PG_NO_TABLE, &info);
 	resync_pg_rollback(dest);
 	MemoryContextSwitchTo(old);
 	return info.applied;

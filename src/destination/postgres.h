@@ -72,13 +72,17 @@ typedef struct PgFenceInfo
 								 * our marks say; b = build, s = swapped */
 } PgFenceInfo;
 
+/* Tables that the fence looks at: one by its ordinal, or these. */
+#define PG_ALL_TABLES (-1)
+#define PG_NO_TABLE (-2)
+
 /* postgres.c */
 extern MemoryContext resync_pg_enter(PgDestination *dest);
 extern const char	*resync_pg_literal(const char *text);
 extern char			*resync_pg_run_condition(PgDestination *dest, const char *alias);
-extern void
-resync_pg_begin(PgDestination *dest, PgFence fence, const char *more, PgFenceInfo *info);
-extern void resync_pg_check_fence(PgDestination *dest, PgFenceInfo *info);
+extern void resync_pg_begin(PgDestination *dest, PgFence fence, const char *more, int tables,
+							PgFenceInfo *info);
+extern void resync_pg_check_fence(PgDestination *dest, int tables, PgFenceInfo *info);
 extern void resync_pg_commit(PgDestination *dest);
 extern void resync_pg_rollback(PgDestination *dest);
 extern void resync_pg_require_owned(const PgFenceInfo *info, const ResyncTable *table, bool live);

@@ -953,7 +953,10 @@ resync_pg_apply(Destination *head, ResyncBatch *batch, bool to_live, XLogRecPtr 
 
 	blame.previous = error_context_stack;
 	error_context_stack = &blame;
-	resync_pg_begin(dest, PG_FENCE_UPDATE, plan_settings, &state.info);
+	/* without a commit in it only the position moves */
+	resync_pg_begin(dest, PG_FENCE_UPDATE, plan_settings,
+					XLogRecPtrIsInvalid(resync_batch_end_lsn(batch)) ? PG_NO_TABLE : PG_ALL_TABLES,
+					&state.info);
 	if (state.info.applied != expected)
 	{
 		resync_pg_rollback(dest);

@@ -141,7 +141,8 @@ resync_pg_create_table(Destination *head, const ResyncTable *table)
 	const char	  *m = dest->meta_quoted;
 
 	/* two coordinators might make the same schema at the same time */
-	resync_pg_begin(dest, PG_FENCE_SHARE, "SELECT pg_advisory_xact_lock(7310574);", NULL);
+	resync_pg_begin(dest, PG_FENCE_SHARE, "SELECT pg_advisory_xact_lock(7310574);", PG_NO_TABLE,
+					NULL);
 	make_schema(dest, table->dest_schema);
 	drop_previous(dest, table);
 	resync_pq_exec(dest->conn, psprintf("CREATE TABLE %s (%s)", resync_pg_build(table),
@@ -170,7 +171,7 @@ resync_pg_reset_table(Destination *head, const ResyncTable *table, int64 first_p
 	MemoryContext  old = resync_pg_enter(dest);
 	PgFenceInfo	   info;
 
-	resync_pg_begin(dest, PG_FENCE_SHARE, "", &info);
+	resync_pg_begin(dest, PG_FENCE_SHARE, "", table->ordinal, &info);
 	resync_pg_require_owned(&info, table, false);
 	resync_pq_exec(
 		dest->conn,
@@ -430,7 +431,7 @@ resync_pg_build_key(Destination *head, const ResyncTable *table)
 	MemoryContext  old = resync_pg_enter(dest);
 	PgFenceInfo	   info;
 
-	resync_pg_begin(dest, PG_FENCE_SHARE, "", &info);
+	resync_pg_begin(dest, PG_FENCE_SHARE, "", table->ordinal, &info);
 	resync_pg_require_owned(&info, table, false);
 	make_key(dest, table);
 	copy_indexes(dest, table);

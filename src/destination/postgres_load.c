@@ -60,7 +60,7 @@ resync_pg_load_begin(Destination *head, const ResyncTable *table, TupleDesc desc
 	StringInfoData cols;
 
 	load->bytes = 0;
-	resync_pg_begin(dest, PG_FENCE_SHARE, "", &info);
+	resync_pg_begin(dest, PG_FENCE_SHARE, "", table->ordinal, &info);
 	res = resync_pq_exec(dest->conn, mark_query(dest, partition));
 	if (PQntuples(res) > 0)
 	{

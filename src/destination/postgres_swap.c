@@ -241,7 +241,7 @@ resync_pg_transfer(Destination *head, const ResyncTable *table, List **warnings)
 		MemoryContextSwitchTo(caller);
 		return 0;
 	}
-	resync_pg_begin(dest, PG_FENCE_SHARE, "", &info);
+	resync_pg_begin(dest, PG_FENCE_SHARE, "", table->ordinal, &info);
 	resync_pg_require_owned(&info, table, false);
 	possible = read_old_table(dest, table, &old);
 	for (int i = 0; possible && i < table->ncols && table->nkeys > 0; i++)
@@ -346,7 +346,7 @@ swap_begin(PgDestination *dest, XLogRecPtr lsn, int64 retire_run, PgFenceInfo *i
 					 resync_pg_literal(dest->head.id->token), dest->head.id->run, retire_run)))
 		return false;
 	/* a second BEGIN would only warn; the rows are ours now */
-	resync_pg_check_fence(dest, info);
+	resync_pg_check_fence(dest, PG_ALL_TABLES, info);
 	if (info->applied != lsn)
 		ereport(
 			ERROR,
