@@ -20,7 +20,7 @@ CREATE TABLE encoded (
 	a_text text, a_varchar varchar(20), a_char char(5), a_name name, a_byte "char", a_bytea bytea,
 	a_date date, a_time time, a_timetz timetz, a_ts timestamp, a_tstz timestamptz, a_interval interval,
 	a_uuid uuid, a_json json, a_jsonb jsonb, a_xml xml, a_inet inet, a_cidr cidr, a_mac macaddr,
-	a_bit bit(5), a_varbit varbit, a_point point, a_box box, a_tsv tsvector, a_tsq tsquery, a_lsn pg_lsn,
+	a_bit bit(5), a_varbit varbit, a_point point, a_box box, a_tsv tsvector, a_circle circle, a_lsn pg_lsn,
 	a_oid oid, a_range int4range, a_multi nummultirange, a_ints int[], a_texts text[], a_nested int[][],
 	a_color color, a_colors color[], a_point3 point3, a_points point3[], a_positive positive,
 	a_class regclass
@@ -31,13 +31,13 @@ CREATE FUNCTION fill(base int) RETURNS void LANGUAGE sql AS $$
 		'NaN', 123456789012345.12345, '-12.34', '', '', '', '', '', '',
 		'-infinity', '00:00', '00:00+15:59', '-infinity', 'infinity', '-178000000 years',
 		'00000000-0000-0000-0000-000000000000', '{"a" : 1, "a": 2}', '{}', '<a/>', '0.0.0.0/0', '::/0', '00:00:00:00:00:00',
-		B'00000', B'', '(0,0)', '(1,1),(0,0)', '', 'a', '0/0',
+		B'00000', B'', '(0,0)', '(1,1),(0,0)', '', '<(0,0),0>', '0/0',
 		0, 'empty', '{}', '{}', '{}', '{}', 'red', '{}', ROW(NULL, NULL, NULL), '{}', 1, 'pg_class');
 	INSERT INTO encoded VALUES (base + 2, false, 32767, 2147483647, 9223372036854775807, '1e-37', '1.7976931348623157e308',
 		'1e-300', -0.00001, '92233720368547758.07', repeat('long ', 10000), 'twenty characters ok', 'ab', 'name', 'x', '\x00ff00',
 		'294276-12-31', '24:00', '23:59:59.999999-15:59', '294276-12-31 23:59:59.999999', '4713-01-01 BC', '1 mon -1 day 00:00:00.000001',
 		'ffffffff-ffff-ffff-ffff-ffffffffffff', 'null', '[1e1000, "\u00e9\t\"\\"]', '<?xml version="1.0"?><b>é</b>', '2001:db8::1', '10.0.0.0/8', 'ff:ff:ff:ff:ff:ff',
-		B'10101', B'1', '(1e300,-1e-300)', '(2,2),(-1,-1)', 'a:1A b:2', 'a & !b', 'FFFFFFFF/FFFFFFFF',
+		B'10101', B'1', '(1e300,-1e-300)', '(2,2),(-1,-1)', 'a:1A b:2', '<(1.5,-2),3>', 'FFFFFFFF/FFFFFFFF',
 		4294967295, '[1,5)', '{[1.5,2.5),[3,)}', '{1,NULL,3}', '{"",NULL,"a,b","\"q\""}', '{{1,2},{3,4}}',
 		'blue', '{red,NULL,blue}', ROW(1, 2.50, '{red}'), ARRAY[ROW(1, 0.0, NULL)::point3, NULL], 2147483647, 'encoded');
 	INSERT INTO encoded (id, a_numeric) SELECT base + 2 + i, v::numeric FROM unnest(ARRAY['0', '0.000', '-0.0', '1', '10000', '0.0001',

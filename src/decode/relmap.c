@@ -198,16 +198,16 @@ static bool
 travels_as_it_is(Oid typid)
 {
 	HeapTuple tup;
-	bool	  has_send;
+	bool	  is_binary;
 
 	if (typid >= FirstGenbkiObjectId || resync_encode_is_reg_type(typid))
 		return false;
 	tup = SearchSysCache1(TYPEOID, ObjectIdGetDatum(typid));
 	if (!HeapTupleIsValid(tup))
 		elog(ERROR, "cache lookup failed for type %u", typid);
-	has_send = OidIsValid(((Form_pg_type) GETSTRUCT(tup))->typsend);
+	is_binary = resync_encode_is_binary_type(typid, (Form_pg_type) GETSTRUCT(tup));
 	ReleaseSysCache(tup);
-	return has_send;
+	return is_binary;
 }
 
 /*

@@ -165,7 +165,7 @@ add_type(MapState *state, Oid typid)
 	type.element = -1;
 	type.schema = get_namespace_name(form->typnamespace);
 	type.name = pstrdup(NameStr(form->typname));
-	type.binary = OidIsValid(form->typsend) && OidIsValid(form->typreceive);
+	type.binary = resync_encode_is_binary_type(typid, form);
 	type.is_reg = resync_encode_is_reg_type(typid);
 	if (OidIsValid(element))
 		inside = element;

@@ -16,6 +16,7 @@
 #include "resync.h"
 
 #include "access/tupdesc.h"
+#include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "lib/stringinfo.h"
 #include "port/pg_bswap.h"
@@ -130,5 +131,12 @@ extern void resync_encode_copy_text_line(const char *data, int ncols, StringInfo
 
 /* regclass and the like: an OID that means nothing in another database. */
 extern bool resync_encode_is_reg_type(Oid typid);
+
+/*
+ * Can values of a type be sent in their binary form?  form: of the type.  Not
+ * those of tsquery: newer minor releases (18.6 is one) send an empty query as
+ * ever, and refuse to receive it.
+ */
+extern bool resync_encode_is_binary_type(Oid typid, Form_pg_type form);
 
 #endif /* RESYNC_ENCODE_H */

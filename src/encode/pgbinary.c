@@ -486,3 +486,9 @@ resync_encode_is_reg_type(Oid typid)
 			return false;
 	}
 }
+
+bool
+resync_encode_is_binary_type(Oid typid, Form_pg_type form)
+{
+	return typid != TSQUERYOID && OidIsValid(form->typsend) && OidIsValid(form->typreceive);
+}
