@@ -312,6 +312,30 @@ EOS
 	$t->src("SELECT peerdb_drop_mirror('h')");
 }
 
+# ---- TRUNCATE between two snapshots of a load: what was loaded before is kept
+# as deleted, live rows are equal
+{
+	$t->src("CREATE TABLE cut (id int PRIMARY KEY, v text); INSERT INTO cut SELECT i, repeat(md5(i::text), 10) FROM generate_series(1, 3000) i");
+	setting('resync.lock_yield', '1h');
+	setting('resync.load_rate_limit', '20kB');
+	$t->create_mirror('cut', ['public.cut'], { snapshot_num_rows_per_partition => 300, snapshot_max_parallel_workers => 1 });
+	$t->until_true("SELECT sum(rows) > 0 FROM peerdb.partitions p JOIN peerdb.mirrors m USING (run) WHERE mirror = 'cut'", 'TRUNCATE between snapshots: a part is loaded');
+	my $s = $t->session($source);
+	$s->query_until(qr/go/, "\\echo go\nBEGIN; TRUNCATE cut; INSERT INTO cut SELECT i, 'new' FROM generate_series(2500, 3500) i; COMMIT;\n");
+	$t->until_true("SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ '^BEGIN; TRUNCATE|^TRUNCATE'", 'TRUNCATE between snapshots: it waits for the load');
+	$t->src("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'resync streamer' AND query LIKE 'mirror cut:%'");
+	$t->until_true('SELECT count(*) = 1001 FROM cut', 'TRUNCATE between snapshots: it goes on when the streamer is gone');
+	$s->quit;
+	setting('resync.load_rate_limit');
+	setting('resync.lock_yield');
+	$t->wait_status('cut', 'running', 'TRUNCATE between snapshots: the load goes on');
+	$t->sync('cut');
+	$t->same('cut', 'TRUNCATE between snapshots: live rows');
+	is($t->src("SELECT restarts || ' ' || (snapshots > 1) FROM peerdb._run r JOIN peerdb.mirrors m USING (run) WHERE m.mirror = 'cut'"), '0 true', 'TRUNCATE between snapshots: with the same slot');
+	cmp_ok($t->dst('SELECT count(*) FROM cut WHERE _peerdb_is_deleted AND id < 2500'), '>', 0, 'TRUNCATE between snapshots: rows that were loaded are kept');
+	$t->src("SELECT peerdb_drop_mirror('cut')");
+}
+
 # ---- crashes that others cause count for nobody
 foreach my $i (1 .. 3)
 {

@@ -289,7 +289,7 @@ $t->source->restart;
 $t->src("SELECT pg_create_physical_replication_slot('taken')");
 run_refused('["public.a"]', '{}', 'dest', '53400', 'replication slots.*HINT:.*max_replication_slots', 'no slot left');
 $t->src("SELECT pg_drop_replication_slot('taken')");
-foreach my $setting ([ 'max_replication_slots', 0 ], [ 'wal_level', 'replica' ], [ 'old_snapshot_threshold', 10 ])
+foreach my $setting ([ 'max_replication_slots', 0 ], [ 'wal_level', 'replica' ], $t->source->pg_version < 17 ? [ 'old_snapshot_threshold', 10 ] : ())
 {
 	my ($name, $value) = @$setting;
 	$t->source->append_conf('postgresql.conf', "$name = $value");

@@ -198,12 +198,14 @@ FROM pg_logical_slot_get_binary_changes('model', NULL, NULL, 'proto_version', '1
 	'publication_names', 'chaos_nothing', 'messages', 'true')
 WHERE get_byte(data, 0) IN (67, 77)
 EOS
-	# was a key that lived from one commit to another ever seen by a live run?
+	# Was a key that lived from one commit to another ever seen by a live run?  A
+	# TRUNCATE names no keys: rows that were not loaded yet when it came, before
+	# the last snapshot of a load, never were at the destination.
 	my $seen = sub {
-		my ($from, $to) = @_;
+		my ($op, $from, $to) = @_;
 		foreach my $r (@$ranges)
 		{
-			return 1 if $from < $r->[1] && $to >= $r->[0];
+			return 1 if $from < $r->[1] && $to >= $r->[$op eq 'T' ? 2 : 0];
 		}
 		return 0;
 	};
@@ -223,7 +225,7 @@ EOS
 				if ($op eq 'I') { $alive{$table}{$k} //= $lsn; next; }
 				my $from = delete $alive{$table}{$k};
 				# a key of this very transaction was never committed
-				$must{$table}{$k} = sprintf('[%X,%X]', $from, $lsn) if defined $from && $from < $lsn && $seen->($from, $lsn);
+				$must{$table}{$k} = sprintf('[%X,%X]', $from, $lsn) if defined $from && $from < $lsn && $seen->($op, $from, $lsn);
 			}
 		}
 	}
@@ -232,19 +234,20 @@ EOS
 
 sub lsn_number { my ($h, $l) = split m{/}, $_[0]; return hex($h) * 4294967296 + hex($l); }
 
-# Of each run that was live: the LSN of its slot, the last one it applied.
+# Of each run that was live: the LSN of its slot, the last one it applied (from the
+# destination), and that of its last snapshot.
 sub live_ranges
 {
 	my %applied = map { split /\|/ } split /\n/,
 	  $t->dst('SELECT run, applied_lsn FROM _peerdb_internal.resync_run');
 	my @ranges;
 	foreach my $line (split /\n/, $t->src(<<'EOS'))
-SELECT run, snapshot_lsn FROM peerdb.runs r WHERE run IN
+SELECT run, snapshot_lsn, greatest(snapshot_lsn, catch_up_lsn) FROM peerdb._run r WHERE run IN
 	(SELECT replaces FROM peerdb._run UNION SELECT live_run FROM peerdb._mirror)
 EOS
 	{
-		my ($run, $lsn) = split /\|/, $line;
-		push @ranges, [ lsn_number($lsn), lsn_number($applied{$run}) ]
+		my ($run, $lsn, $loaded) = split /\|/, $line;
+		push @ranges, [ lsn_number($lsn), lsn_number($applied{$run}), lsn_number($loaded) ]
 		  if $lsn ne '' && defined $applied{$run};
 	}
 	return \@ranges;
