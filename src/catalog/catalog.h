@@ -263,8 +263,12 @@ extern void resync_catalog_put_partitions(int64 run, const RunPartition *partiti
 extern RunPartition *resync_catalog_partitions(int64 run, int *n); /* by number */
 extern void			 resync_catalog_partition_started(int64 run, int64 partition, int snapshot);
 
-/* Repeatable: counts once. */
-extern void resync_catalog_partition_done(int64 run, int64 partition, int64 rows, int64 bytes);
+/*
+ * Repeatable: counts once.  snapshot: under which of the run's it was read, 0 if
+ * that is not known (another process's mark was found).
+ */
+extern void
+resync_catalog_partition_done(int64 run, int64 partition, int snapshot, int64 rows, int64 bytes);
 
 /* Back to waiting. */
 extern void resync_catalog_partition_reset(int64 run, int64 partition);

@@ -195,18 +195,19 @@ resync_catalog_partition_started(int64 run, int64 partition, int snapshot)
 }
 
 void
-resync_catalog_partition_done(int64 run, int64 partition, int64 rows, int64 bytes)
+resync_catalog_partition_done(int64 run, int64 partition, int snapshot, int64 rows, int64 bytes)
 {
 	(void) resync_catalog_exec(
 		"WITH p AS (UPDATE peerdb._partition SET status = 'done', rows = $3, "
-		"bytes = $4, finished_at = pg_catalog.clock_timestamp() "
+		"bytes = $4, snapshot = NULLIF($5, 0), finished_at = pg_catalog.clock_timestamp() "
 		"WHERE run = $1 AND partition = $2 AND status <> 'done' "
 		"RETURNING rows, bytes) "
 		"UPDATE peerdb._run r "
 		"SET rows_loaded = COALESCE(r.rows_loaded, 0) + p.rows, "
 		"bytes_sent = COALESCE(r.bytes_sent, 0) + p.bytes FROM p "
 		"WHERE r.run = $1",
-		SPI_OK_UPDATE, 4, ARG_INT8(run), ARG_INT8(partition), ARG_INT8(rows), ARG_INT8(bytes));
+		SPI_OK_UPDATE, 5, ARG_INT8(run), ARG_INT8(partition), ARG_INT8(rows), ARG_INT8(bytes),
+		ARG_INT4(snapshot));
 	resync_catalog_finish();
 }
 

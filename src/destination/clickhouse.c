@@ -668,6 +668,7 @@ const DestinationRoutine resync_destination_clickhouse = {
 	.peer_type = "clickhouse",
 	.default_sync_interval = 1,
 	.has_schemas = false,
+	.merges_rows = true,
 	.needs_key = false, /* map_columns looks itself: it knows "append" */
 	.max_identifier = 200,
 	.open = ch_open,

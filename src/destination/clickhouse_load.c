@@ -306,7 +306,8 @@ count_live(ChDestination *dest, const ResyncTable *table, const char *name)
  * After the load.  A partition that was loaded twice has its rows there twice:
  * then keys are counted.  Under several snapshots a row may rightly be in two
  * partitions, and of a try that came to nothing there may be rows that the later
- * snapshot has not (WAL deletes them): then only rows that are missing tell.
+ * snapshot has not (WAL deletes them): then more rows than expected tell nothing,
+ * and fewer may be those of equal keys that were merged (merges_rows).
  */
 static int64
 count_build(ChDestination *dest, const ResyncTable *table, const char *name)

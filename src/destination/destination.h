@@ -71,6 +71,8 @@ struct DestinationRoutine
 	double		default_sync_interval; /* seconds */
 	bool		has_schemas;		   /* dest_schema is used */
 	bool		needs_key;			   /* tables without key only with "append" */
+	bool		merges_rows;		   /* rows of one key may become one before
+										* they are counted */
 	int			max_identifier;		   /* bytes of a table name */
 
 	/*

@@ -150,6 +150,25 @@ if (!%only || $only{lost_snapshot})
 	change();
 	all_well('a lost snapshot');
 }
+
+# rows that were read under two snapshots, in two places, are one when they are counted
+if (!%only || $only{merged})
+{
+	my $done = "SELECT %s FROM peerdb.partitions p JOIN peerdb.mirrors m USING (run) WHERE mirror = 'm' AND source_table = 'public.k'";
+	$t->src("ALTER SYSTEM SET resync.load_rate_limit = '50kB'; SELECT pg_reload_conf()");
+	$t->debug_point('loaded', 'wait');
+	$t->resync('m');
+	$t->until_true(sprintf($done, "count(*) FILTER (WHERE p.status = 'done') > 0 AND count(*) FILTER (WHERE p.status = 'waiting') > 0"), 'merged rows: a part is loaded');
+	$t->src('UPDATE k SET v = v + 1');
+	$t->src("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'resync streamer'");
+	$t->until_true("SELECT snapshots > 1 FROM peerdb._run ORDER BY run DESC LIMIT 1", 'merged rows: another snapshot');
+	$t->src('ALTER SYSTEM RESET resync.load_rate_limit; SELECT pg_reload_conf()');
+	$t->until_true("SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'resync coordinator' AND query ~ 'debug point loaded'", 'merged rows: all is loaded');
+	$t->ch('OPTIMIZE TABLE k_resync FINAL');
+	cmp_ok($t->ch('SELECT count() FROM k_resync'), '<', $t->src(sprintf $done, 'sum(p.rows)'), 'merged rows: fewer than were sent');
+	$t->debug_point('loaded');
+	all_well('merged rows');
+}
 $t->reader_ok($reader, 'deaths at every step');
 
 # permanent errors: nothing is lost, and a resync repairs it
