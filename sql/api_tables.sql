@@ -97,7 +97,7 @@ SELECT peerdb_create_mirror('m', 'resync_pg', '[{"from": "resync_s.a", "exclude"
 SELECT peerdb_create_mirror('m', 'resync_pg', '[{"from": "resync_s.a", "exclude": ["id"]}]');
 \set VERBOSITY default
 
--- the keys of each kind of peer; Snowflake and BigQuery are not available yet
+-- the keys of each kind of peer; Snowflake is not available yet
 SELECT peerdb_create_mirror('m', 'resync_ch', '[{"from": "resync_s.a", "nonsense": 1}]');
 SELECT peerdb_create_mirror('m', 'resync_ch', '[{"from": "resync_s.a", "order_by": "id"}]');
 SELECT peerdb_create_mirror('m', 'resync_ch', '[{"from": "resync_s.a", "append": "yes"}]');
@@ -111,9 +111,9 @@ BEGIN;
 SET LOCAL client_min_messages = warning;
 SELECT peerdb_create_mirror('m', 'resync_ch',
 	'[{"from": "resync_s.a", "to": "Odd Name", "engine": "MergeTree", "order_by": ["id"], "partition_by": "id", "sharding_key": "id", "columns": [{"source": "b", "type": "String", "nullable": true}]}]') > 0 AS created;
+SELECT peerdb_create_mirror('n', 'resync_bq', '[{"from": "resync_s.a", "to": "literal name", "partition_by": "b", "cluster_by": ["id"]}]') > 0 AS created;
 ROLLBACK;
 SELECT peerdb_create_mirror('m', 'resync_sf', '["resync_s.a", "resync_s.b:\"x\".y"]');
-SELECT peerdb_create_mirror('m', 'resync_bq', '["resync_s.a:literal name"]');
 \set VERBOSITY default
 
 -- nothing is left

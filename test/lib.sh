@@ -36,6 +36,17 @@ find_chdb() {
 	rm -f "$reason"
 }
 
+# find_bqemulator REPO: the same for BigQuery's engine, RESYNC_BQEMULATOR.
+find_bqemulator() {
+	local reason
+
+	reason=$(mktemp)
+	export RESYNC_BQEMULATOR='' RESYNC_BQEMULATOR_MISSING=''
+	RESYNC_BQEMULATOR=$(bash "$1/test/bigquery/install.sh" 2>"$reason") ||
+		RESYNC_BQEMULATOR_MISSING=$(tail -n 1 "$reason")
+	rm -f "$reason"
+}
+
 # make_server PREFIX: a private server; its pg_config is
 # $PREFIX/lib/postgresql/$PGVER/bin/pg_config.  RESYNC_SERVER=/some/prefix copies
 # the one installed there (README.md says how to build it) instead of Debian's.

@@ -32,6 +32,7 @@ if [ -z "${RESYNC_TEST_DIR:-}" ]; then
 	}
 
 	case ${TESTS:-clickhouse} in *clickhouse*) find_chdb "$repo" ;; esac
+	case ${TESTS:-bigquery} in *bigquery*) find_bqemulator "$repo" ;; esac
 
 	work=$(mktemp -d /tmp/resync-test.XXXXXX)
 	child=
@@ -65,6 +66,8 @@ if [ -z "${RESYNC_TEST_DIR:-}" ]; then
 	"${run_as[@]}" env RESYNC_TEST_DIR="$work" HOME="$work" \
 		TESTS="${TESTS:-}" JOBS="${JOBS:-2}" RESYNC_CHDB="${RESYNC_CHDB:-}" \
 		RESYNC_CHDB_MISSING="${RESYNC_CHDB_MISSING:-}" \
+		RESYNC_BQEMULATOR="${RESYNC_BQEMULATOR:-}" \
+		RESYNC_BQEMULATOR_MISSING="${RESYNC_BQEMULATOR_MISSING:-}" \
 		bash "$work/src/test/run.sh" </dev/null &
 	child=$!
 	wait $child

@@ -458,14 +458,6 @@ resync_bq_exec(BqDestination *dest, const char *sql, const char *base, bool *bef
  * Queries
  * ------------------------------------------------------------------ */
 
-/* jobs.query answers so, but for the emulator, which has HTTP status 200. */
-static bool
-query_failed(JsonNode *answer)
-{
-	return resync_json_length(answer, "errors") > 0 &&
-		   resync_json_length(answer, "schema.fields") <= 0;
-}
-
 static void
 append_rows(BqResult *result, JsonNode *answer)
 {
@@ -515,14 +507,6 @@ resync_bq_query(BqDestination *dest, const char *sql, bool missing_ok)
 
 		if (resync_bq_call(dest, &call, &answer) != 0)
 			return NULL;
-		if (query_failed(answer))
-		{
-			char *reason = resync_bq_get(answer, "errors.0.reason");
-
-			if (missing_ok && reason != NULL && strcmp(reason, "notFound") == 0)
-				return NULL;
-			raise_error(reason, resync_bq_get(answer, "errors.0.message"), 200);
-		}
 		if (id == NULL)
 			id = resync_bq_get(answer, "jobReference.jobId");
 		(void) resync_json_bool(answer, "jobComplete", &complete);

@@ -22,7 +22,7 @@ static const struct
 	{"postgres_fdw", "PostgreSQL", &resync_destination_postgres},
 	{"peerdb_clickhouse", "ClickHouse", &resync_destination_clickhouse},
 	{"peerdb_snowflake", "Snowflake", NULL},
-	{"peerdb_bigquery", "BigQuery", NULL},
+	{"peerdb_bigquery", "BigQuery", &resync_destination_bigquery},
 };
 
 const DestinationRoutine *
@@ -49,7 +49,7 @@ resync_destination_require(const char *wrapper)
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("destination %s is not available yet", destinations[i].label),
 				 errhint(
-					 "Use a server of \"peerdb_postgres\", \"postgres_fdw\" or \"peerdb_clickhouse\".")));
+					 "Use a server of \"peerdb_postgres\", \"postgres_fdw\", \"peerdb_clickhouse\" or \"peerdb_bigquery\".")));
 		return destinations[i].routine;
 	}
 	ereport(
@@ -57,7 +57,7 @@ resync_destination_require(const char *wrapper)
 		(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 		 errmsg("a server of foreign-data wrapper \"%s\" cannot be a peer", wrapper),
 		 errhint(
-			 "Use a server of \"peerdb_postgres\", \"postgres_fdw\" or \"peerdb_clickhouse\".")));
+			 "Use a server of \"peerdb_postgres\", \"postgres_fdw\", \"peerdb_clickhouse\" or \"peerdb_bigquery\".")));
 }
 
 void

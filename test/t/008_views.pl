@@ -159,7 +159,7 @@ $t->src('ALTER TABLE owned DISABLE ROW LEVEL SECURITY');
 # ---- options of servers
 $t->refused("CREATE SERVER bad FOREIGN DATA WRAPPER peerdb_postgres OPTIONS (hosst 'x')", 'HV00D', 'hosst', 'an unknown option of a server');
 $t->refused("CREATE SERVER bad FOREIGN DATA WRAPPER peerdb_postgres OPTIONS (password 'x')", 'HV00D', 'password', 'a password does not belong there');
-foreach my $wrapper (qw(peerdb_snowflake peerdb_bigquery))
+foreach my $wrapper (qw(peerdb_snowflake))
 {
 	$t->src("CREATE SERVER s_$wrapper FOREIGN DATA WRAPPER $wrapper; CREATE USER MAPPING FOR CURRENT_USER SERVER s_$wrapper");
 	my (undef, undef, $e2) = $t->try("SELECT peerdb_create_mirror('x', 's_$wrapper', '[\"public.v1\"]')");
