@@ -12,7 +12,7 @@ import pyarrow as pa
 from bqemulator.cli import main
 from bqemulator.domain.errors import InvalidQueryError
 from bqemulator.jobs import executor
-from bqemulator.storage import engine
+from bqemulator.storage import engine, type_map
 
 LOGICAL = {
     "date": pa.date32(),
@@ -73,6 +73,8 @@ def load_avro(path, target, context):
         connection.unregister("_avro_load")
 
 
+# DuckDB has no more digits; the emulator would refuse such a column
+type_map._BQ_TO_DUCKDB["BIGNUMERIC"] = "DECIMAL(38, 18)"
 engine.DuckDBEngine._load_spatial = lambda self: None
 engine.DuckDBEngine._load_format_extensions = lambda self: None
 executor._LOAD_FORMAT_HANDLERS["AVRO"] = load_avro

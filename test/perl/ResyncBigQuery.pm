@@ -308,7 +308,7 @@ sub same_bq
 	}
 	my @b = split /\n/, $text;
 	# numbers are written with the scale of their type, or without
-	s/(?<![^\t])(-?\d+)\.(\d*?)0+(?![^\t])/$2 eq '' ? $1 : "$1.$2"/ge foreach @a, @b;
+	s/(?<![^\t\[,])(-?\d+)\.(\d*?)0+(?![^\t\],])/$2 eq '' ? $1 : "$1.$2"/ge foreach @a, @b;
 	@a = sort @a;
 	@b = sort @b;
 	my ($i, $j, @diff) = (0, 0);
