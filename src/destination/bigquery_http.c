@@ -202,7 +202,7 @@ reason_sqlstate(const char *reason, const char *text, int status)
 	if (strstr(text, "concurrent update") != NULL ||
 		strstr(text, "Transaction is aborted due to") != NULL)
 		return ERRCODE_T_R_SERIALIZATION_FAILURE;
-	if (strcmp(reason, "notFound") == 0 && strstr(text, "ataset ") != NULL)
+	if (strcmp(reason, "notFound") == 0 && strstr(text, "ataset") != NULL)
 		return ERRCODE_INVALID_SCHEMA_NAME;
 	for (int i = 0; i < lengthof(reasons); i++)
 	{
