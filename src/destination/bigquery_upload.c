@@ -228,6 +228,19 @@ send_chunk(BqUpload *upload, bool last)
 	}
 }
 
+/*
+ * The service does not take the file.  One that has forgotten the session is to
+ * be sent the whole file again.
+ */
+static void
+pg_attribute_noreturn() raise_refused(const HttpResponse *response)
+{
+	if (response->status == 404 || response->status == 410)
+		ereport(ERROR, (errcode(ERRCODE_CONNECTION_FAILURE),
+						errmsg("BigQuery does not know an upload any more")));
+	resync_bq_raise_response(response);
+}
+
 /* An AvroWriteFn. */
 void
 resync_bq_upload_put(void *arg, const char *data, Size len)
@@ -236,7 +249,8 @@ resync_bq_upload_put(void *arg, const char *data, Size len)
 
 	while (len > 0)
 	{
-		Size n = Min(len, upload->size - upload->used);
+		Size		  n = Min(len, upload->size - upload->used);
+		HttpResponse *response;
 
 		memcpy(upload->chunk + upload->used, data, n);
 		upload->used += n;
@@ -248,7 +262,9 @@ resync_bq_upload_put(void *arg, const char *data, Size len)
 		if (upload->session == NULL && !begin_session(upload))
 			ereport(ERROR, (errcode(ERRCODE_CONNECTION_FAILURE),
 							errmsg("BigQuery has a job \"%s\" already", upload->id)));
-		(void) send_chunk(upload, false);
+		response = send_chunk(upload, false);
+		if (response != NULL)
+			raise_refused(response);
 	}
 }
 
@@ -269,7 +285,7 @@ resync_bq_upload_close(BqUpload *upload, bool *known)
 	if (job == NULL)
 		job = resync_bq_find_job(upload->dest, upload->id);
 	if (job == NULL && response != NULL)
-		resync_bq_raise_response(response);
+		raise_refused(response);
 	if (job == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONNECTION_FAILURE), errmsg("an upload to BigQuery was lost")));

@@ -65,6 +65,8 @@ foreach my $case (
 	[ 'load: a chunk taken in part', 'partial', '^PUT upload', bytes => 0 ],
 	[ 'load: a chunk cut off', 'cut', '^PUT upload', bytes => 100000, count => 2 ],
 	[ 'load: the answer to a chunk is lost', 'drop', '^PUT upload', count => 2 ],
+	[ 'load: a session that is forgotten', 'gone', '^PUT upload' ],
+	[ 'load: a chunk that is refused', 'fail', '^PUT upload', status => 403, reason => 'rateLimitExceeded' ],
 	[ 'load: the session\'s start is lost', 'drop', '^POST /upload' ],
 	[ 'load: the service is busy', 'fail', '^PUT upload', status => 503, count => 2 ],
 	[ 'load: a failed job', 'job_error', '^POST /upload', reason => 'backendError' ],
