@@ -22,33 +22,9 @@ if [ -z "${RESYNC_BENCH_DIR:-}" ]; then
 		echo "no ClickHouse engine: $RESYNC_CHDB_MISSING" >&2
 		exit 1
 	fi
-	work=$(mktemp -d /tmp/resync-bench.XXXXXX)
-	# shellcheck disable=SC2317
-	finish() {
-		local status=$?
-		trap '' INT TERM HUP
-		trap - EXIT
-		stop_clusters "$work"
-		kill_started RESYNC_BENCH_DIR "$work"
-		rm -rf "$work"
-		exit $status
-	}
-	trap finish EXIT
-	trap 'exit 130' INT
-	trap 'exit 143' TERM HUP
-	copy_sources "$repo" "$work/src"
-	run_as=()
-	if [ "$(id -u)" -eq 0 ]; then
-		user=$(unprivileged_user)
-		chown -R "$user" "$work"
-		run_as=(runuser -u "$user" --)
-	fi
-	cd "$work"
-	"${run_as[@]}" env RESYNC_BENCH_DIR="$work" HOME="$work" RESYNC_CHDB="$RESYNC_CHDB" \
+	run_apart RESYNC_BENCH_DIR bench_clickhouse.sh RESYNC_CHDB="$RESYNC_CHDB" \
 		ROWS="${ROWS:-4000000}" ROUNDS="${ROUNDS:-3}" COMPRESSION="${COMPRESSION:-zstd lz4 none}" \
-		PARTITION="${PARTITION:-1000000}" \
-		bash "$work/src/test/bench_clickhouse.sh"
-	exit 0
+		PARTITION="${PARTITION:-1000000}"
 fi
 
 # ---- inner part

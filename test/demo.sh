@@ -17,36 +17,7 @@ umask 022
 # ---- outer part: packages, directory, and the step down from root
 if [ -z "${RESYNC_DEMO_DIR:-}" ]; then
 	bash "$repo/test/install_deps.sh" demo
-	work=$(mktemp -d /tmp/resync-demo.XXXXXX)
-	kept=
-	# shellcheck disable=SC2317
-	finish() {
-		local status=$?
-		trap '' INT TERM HUP
-		trap - EXIT
-		if [ -z "$kept" ]; then
-			stop_clusters "$work"
-			kill_started RESYNC_DEMO_DIR "$work"
-			rm -rf "$work"
-		fi
-		exit $status
-	}
-	trap finish EXIT
-	trap 'exit 130' INT
-	trap 'exit 143' TERM HUP
-
-	copy_sources "$repo" "$work/src"
-	run_as=()
-	if [ "$(id -u)" -eq 0 ]; then
-		user=$(unprivileged_user)
-		chown -R "$user" "$work"
-		run_as=(runuser -u "$user" --)
-	fi
-	cd "$work"
-	"${run_as[@]}" env RESYNC_DEMO_DIR="$work" HOME="$work" SCALE="${SCALE:-10}" \
-		KEEP="${KEEP:-0}" bash "$work/src/test/demo.sh"
-	[ "${KEEP:-0}" != 1 ] || kept=yes
-	exit 0
+	run_apart RESYNC_DEMO_DIR demo.sh SCALE="${SCALE:-10}"
 fi
 
 # ---- inner part

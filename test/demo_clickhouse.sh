@@ -22,36 +22,7 @@ if [ -z "${RESYNC_DEMO_DIR:-}" ]; then
 		echo "no ClickHouse engine: $RESYNC_CHDB_MISSING" >&2
 		exit 1
 	fi
-	work=$(mktemp -d /tmp/resync-demo.XXXXXX)
-	kept=
-	# shellcheck disable=SC2317
-	finish() {
-		local status=$?
-		trap '' INT TERM HUP
-		trap - EXIT
-		if [ -z "$kept" ]; then
-			stop_clusters "$work"
-			kill_started RESYNC_DEMO_DIR "$work"
-			rm -rf "$work"
-		fi
-		exit $status
-	}
-	trap finish EXIT
-	trap 'exit 130' INT
-	trap 'exit 143' TERM HUP
-
-	copy_sources "$repo" "$work/src"
-	run_as=()
-	if [ "$(id -u)" -eq 0 ]; then
-		user=$(unprivileged_user)
-		chown -R "$user" "$work"
-		run_as=(runuser -u "$user" --)
-	fi
-	cd "$work"
-	"${run_as[@]}" env RESYNC_DEMO_DIR="$work" HOME="$work" RESYNC_CHDB="$RESYNC_CHDB" \
-		ROWS="${ROWS:-1000000}" KEEP="${KEEP:-0}" bash "$work/src/test/demo_clickhouse.sh"
-	[ "${KEEP:-0}" != 1 ] || kept=yes
-	exit 0
+	run_apart RESYNC_DEMO_DIR demo_clickhouse.sh RESYNC_CHDB="$RESYNC_CHDB" ROWS="${ROWS:-1000000}"
 fi
 
 # ---- inner part

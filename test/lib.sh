@@ -109,3 +109,44 @@ kill_started() {
 		fi
 	done
 }
+
+# run_apart NAME SCRIPT [VAR=VALUE ...]: copies the sources into a temporary
+# directory and runs SCRIPT (below test/) from there, as a user that is not root,
+# with NAME=<the directory> and the variables in its environment.  Afterwards,
+# however the end comes, servers, processes and the directory are gone; with
+# KEEP=1 they stay.  Does not return.
+run_apart() {
+	local user run_as=()
+
+	apart_name=$1
+	apart_script=$2
+	shift 2
+	work=$(mktemp -d "/tmp/resync-$(basename "$apart_script" .sh).XXXXXX")
+	kept=
+	# shellcheck disable=SC2317
+	finish() {
+		local status=$?
+		trap '' INT TERM HUP
+		trap - EXIT
+		if [ -z "$kept" ]; then
+			stop_clusters "$work"
+			kill_started "$apart_name" "$work"
+			rm -rf "$work"
+		fi
+		exit $status
+	}
+	trap finish EXIT
+	trap 'exit 130' INT
+	trap 'exit 143' TERM HUP
+
+	copy_sources "$repo" "$work/src"
+	if [ "$(id -u)" -eq 0 ]; then
+		user=$(unprivileged_user)
+		chown -R "$user" "$work"
+		run_as=(runuser -u "$user" --)
+	fi
+	cd "$work" || exit 1
+	"${run_as[@]}" env "$apart_name=$work" HOME="$work" KEEP="${KEEP:-0}" "$@" bash "$work/src/test/$apart_script"
+	[ "${KEEP:-0}" != 1 ] || kept=yes
+	exit 0
+}

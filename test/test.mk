@@ -13,7 +13,7 @@ endif
 
 top = $(or $(srcdir),.)
 
-.PHONY: test demo demo-clickhouse bench-clickhouse test-long test-valgrind check-layers check-format format
+.PHONY: test demo demo-clickhouse demo-bigquery bench-clickhouse test-long test-valgrind check-layers check-format format
 
 # Everything: installs what is missing (apt), builds, runs all tests.
 # TESTS="001_basic 003_resync" runs only these TAP tests; KEEP=1 leaves the
@@ -27,6 +27,10 @@ demo:
 # The same with a ClickHouse destination, and a load measured against COPY | curl.
 demo-clickhouse:
 	@bash $(top)/test/demo_clickhouse.sh
+
+# The same at BigQuery's emulator.
+demo-bigquery:
+	@bash $(top)/test/demo_bigquery.sh
 
 bench-clickhouse:
 	@bash $(top)/test/bench_clickhouse.sh

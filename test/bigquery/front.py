@@ -676,7 +676,7 @@ def start_emulator(service, directory):
                 "--project", service.options.project, "--log-level", "error",
             ],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=directory,
-            env={**os.environ, "HOME": directory}, preexec_fn=end_with_parent,
+            env={**os.environ, "HOME": directory, "TMPDIR": directory}, preexec_fn=end_with_parent,
         )
     end = time.time() + 90
     while time.time() < end and child.poll() is None:
