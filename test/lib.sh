@@ -24,28 +24,22 @@ copy_sources() {
 		--exclude=./tmp_check --exclude=./results -cf - . | tar -C "$2" -xf -
 }
 
-# find_chdb REPO: sets RESYNC_CHDB to the directory of the ClickHouse engine, or
-# RESYNC_CHDB_MISSING to the reason why there is none.
-find_chdb() {
-	local reason
+# find_engine NAME INSTALLER: exports NAME with the directory that the installer
+# prints, or NAME_MISSING with the reason why there is none.
+find_engine() {
+	local reason found
 
 	reason=$(mktemp)
-	export RESYNC_CHDB='' RESYNC_CHDB_MISSING=''
-	RESYNC_CHDB=$(bash "$1/test/chdb/install.sh" 2>"$reason") ||
-		RESYNC_CHDB_MISSING=$(tail -n 1 "$reason")
+	found=$(bash "$2" 2>"$reason") || printf -v "$1_MISSING" %s "$(tail -n 1 "$reason")"
 	rm -f "$reason"
+	printf -v "$1" %s "$found"
+	export "${1?}" "${1}_MISSING"
 }
 
-# find_bqemulator REPO: the same for BigQuery's engine, RESYNC_BQEMULATOR.
-find_bqemulator() {
-	local reason
-
-	reason=$(mktemp)
-	export RESYNC_BQEMULATOR='' RESYNC_BQEMULATOR_MISSING=''
-	RESYNC_BQEMULATOR=$(bash "$1/test/bigquery/install.sh" 2>"$reason") ||
-		RESYNC_BQEMULATOR_MISSING=$(tail -n 1 "$reason")
-	rm -f "$reason"
-}
+# Of ClickHouse and BigQuery; REPO is the work tree.
+find_chdb() { find_engine RESYNC_CHDB "$1/test/chdb/install.sh"; }
+find_bqemulator() { find_engine RESYNC_BQEMULATOR "$1/test/bigquery/install.sh"; }
+find_zetasql() { find_engine RESYNC_ZETASQL "$1/test/bigquery/install_zetasql.sh"; }
 
 # make_server PREFIX: a private server; its pg_config is
 # $PREFIX/lib/postgresql/$PGVER/bin/pg_config.  RESYNC_SERVER=/some/prefix copies

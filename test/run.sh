@@ -33,6 +33,7 @@ if [ -z "${RESYNC_TEST_DIR:-}" ]; then
 
 	case ${TESTS:-clickhouse} in *clickhouse*) find_chdb "$repo" ;; esac
 	case ${TESTS:-bigquery} in *bigquery*) find_bqemulator "$repo" ;; esac
+	case ${TESTS:-bigquery_sql} in *bigquery_sql*) find_zetasql "$repo" ;; esac
 
 	work=$(mktemp -d /tmp/resync-test.XXXXXX)
 	child=
@@ -67,6 +68,7 @@ if [ -z "${RESYNC_TEST_DIR:-}" ]; then
 		TESTS="${TESTS:-}" JOBS="${JOBS:-2}" RESYNC_CHDB="${RESYNC_CHDB:-}" \
 		RESYNC_CHDB_MISSING="${RESYNC_CHDB_MISSING:-}" \
 		RESYNC_BQEMULATOR="${RESYNC_BQEMULATOR:-}" \
+		RESYNC_ZETASQL="${RESYNC_ZETASQL:-}" RESYNC_ZETASQL_MISSING="${RESYNC_ZETASQL_MISSING:-}" \
 		RESYNC_BQEMULATOR_MISSING="${RESYNC_BQEMULATOR_MISSING:-}" \
 		bash "$work/src/test/run.sh" </dev/null &
 	child=$!

@@ -466,10 +466,10 @@ add_append(ApplyState *state, ApplyTable *at)
 		const char *column = resync_bq_ident(at->table->cols[i].dest_name);
 
 		appendStringInfo(&names, "%s%s", i > 0 ? ", " : "", column);
-		appendStringInfo(&values, "%ss.%s", i > 0 ? ", " : "", column);
+		appendStringInfo(&values, "%s_resync_s.%s", i > 0 ? ", " : "", column);
 	}
-	append_own(state, &names, &values, "s._resync_op = 'X'");
-	appendStringInfo(&state->script, "INSERT INTO %s (%s) SELECT %s FROM %s s;\n",
+	append_own(state, &names, &values, "_resync_s._resync_op = 'X'");
+	appendStringInfo(&state->script, "INSERT INTO %s (%s) SELECT %s FROM %s _resync_s;\n",
 					 target_name(state, at->table), names.data, values.data,
 					 resync_bq_table(state->dest, at->stage));
 }
@@ -487,8 +487,9 @@ merge_source(ApplyState *state, ApplyTable *at)
 	if (!at->bases)
 		return pstrdup(stage);
 	initStringInfo(&sql);
-	appendStringInfoString(&sql, "(SELECT s._resync_op, ");
-	appendStringInfo(&sql, "IF(b.%s IS NOT NULL, NULL, s._resync_mask) AS _resync_mask",
+	appendStringInfoString(&sql, "(SELECT _resync_s._resync_op, ");
+	appendStringInfo(&sql,
+					 "IF(_resync_b.%s IS NOT NULL, NULL, _resync_s._resync_mask) AS _resync_mask",
 					 resync_bq_ident(at->key[0]->dest_name));
 	for (int i = 0; i < at->table->ncols; i++)
 	{
@@ -496,16 +497,18 @@ merge_source(ApplyState *state, ApplyTable *at)
 		const char		   *name = resync_bq_ident(col->dest_name);
 
 		if (col->keypos > 0)
-			appendStringInfo(&sql, ", s.%s", name);
+			appendStringInfo(&sql, ", _resync_s.%s", name);
 		else
-			appendStringInfo(&sql,
-							 ", IF(b.%s IS NOT NULL AND SUBSTR(s._resync_mask, %d, 1) = '1', b.%s,"
-							 " s.%s) AS %s",
-							 resync_bq_ident(at->key[0]->dest_name), i + 1, name, name, name);
+			appendStringInfo(
+				&sql,
+				", IF(_resync_b.%s IS NOT NULL AND SUBSTR(_resync_s._resync_mask, %d, 1) = '1', _resync_b.%s,"
+				" _resync_s.%s) AS %s",
+				resync_bq_ident(at->key[0]->dest_name), i + 1, name, name, name);
 	}
-	appendStringInfo(&sql, " FROM %s s LEFT JOIN %s b ON ", stage, target_name(state, at->table));
+	appendStringInfo(&sql, " FROM %s _resync_s LEFT JOIN %s _resync_b ON ", stage,
+					 target_name(state, at->table));
 	for (int i = 0; i < at->table->nkeys; i++)
-		appendStringInfo(&sql, "%sb.%s = s._resync_b%d", i > 0 ? " AND " : "",
+		appendStringInfo(&sql, "%s_resync_b.%s = _resync_s._resync_b%d", i > 0 ? " AND " : "",
 						 resync_bq_ident(at->key[i]->dest_name), i);
 	appendStringInfoChar(&sql, ')');
 	return sql.data;
@@ -528,17 +531,18 @@ add_update(ApplyState *state, ApplyTable *at)
 		if (col->keypos > 0)
 			continue;
 		if (at->masks)
-			appendStringInfo(&sets,
-							 "%s%s = IF(IFNULL(SUBSTR(s._resync_mask, %d, 1), '0') = '1', t.%s,"
-							 " s.%s)",
-							 sep, name, i + 1, name, name);
+			appendStringInfo(
+				&sets,
+				"%s%s = IF(IFNULL(SUBSTR(_resync_s._resync_mask, %d, 1), '0') = '1', _resync_t.%s,"
+				" _resync_s.%s)",
+				sep, name, i + 1, name, name);
 		else
-			appendStringInfo(&sets, "%s%s = s.%s", sep, name, name);
+			appendStringInfo(&sets, "%s%s = _resync_s.%s", sep, name, name);
 		sep = ", ";
 	}
 	if (options->soft_delete_col_name != NULL)
 	{
-		appendStringInfo(&sets, "%s%s = s._resync_op = 'X'", sep,
+		appendStringInfo(&sets, "%s%s = _resync_s._resync_op = 'X'", sep,
 						 resync_bq_ident(options->soft_delete_col_name));
 		sep = ", ";
 	}
@@ -547,7 +551,8 @@ add_update(ApplyState *state, ApplyTable *at)
 						 resync_bq_ident(options->synced_at_col_name));
 	if (sets.len > 0)
 		appendStringInfo(&state->script,
-						 "WHEN MATCHED AND s._resync_op <> 'D' THEN UPDATE SET %s\n", sets.data);
+						 "WHEN MATCHED AND _resync_s._resync_op <> 'D' THEN UPDATE SET %s\n",
+						 sets.data);
 }
 
 /* Deletes: what is deleted already keeps the time of that. */
@@ -559,13 +564,15 @@ add_delete(ApplyState *state)
 
 	if (deleted == NULL)
 	{
-		appendStringInfoString(&state->script, "WHEN MATCHED AND s._resync_op = 'D' THEN DELETE\n");
+		appendStringInfoString(&state->script,
+							   "WHEN MATCHED AND _resync_s._resync_op = 'D' THEN DELETE\n");
 		return;
 	}
-	appendStringInfo(&state->script,
-					 "WHEN MATCHED AND s._resync_op = 'D' AND NOT IFNULL(t.%s, FALSE) THEN"
-					 " UPDATE SET %s = TRUE",
-					 resync_bq_ident(deleted), resync_bq_ident(deleted));
+	appendStringInfo(
+		&state->script,
+		"WHEN MATCHED AND _resync_s._resync_op = 'D' AND NOT IFNULL(_resync_t.%s, FALSE) THEN"
+		" UPDATE SET %s = TRUE",
+		resync_bq_ident(deleted), resync_bq_ident(deleted));
 	if (options->synced_at_col_name != NULL)
 		appendStringInfo(&state->script, ", %s = CURRENT_TIMESTAMP()",
 						 resync_bq_ident(options->synced_at_col_name));
@@ -580,13 +587,14 @@ add_merge(ApplyState *state, ApplyTable *at)
 	StringInfoData	   names;
 	StringInfoData	   values;
 
-	appendStringInfo(&state->script, "MERGE %s t USING %s s ON ", target_name(state, table),
-					 merge_source(state, at));
+	appendStringInfo(&state->script, "MERGE %s _resync_t USING %s _resync_s ON ",
+					 target_name(state, table), merge_source(state, at));
 	for (int i = 0; i < table->nkeys; i++)
 	{
 		const char *name = resync_bq_ident(at->key[i]->dest_name);
 
-		appendStringInfo(&state->script, "%st.%s = s.%s", i > 0 ? " AND " : "", name, name);
+		appendStringInfo(&state->script, "%s_resync_t.%s = _resync_s.%s", i > 0 ? " AND " : "",
+						 name, name);
 	}
 	appendStringInfoChar(&state->script, '\n');
 	add_delete(state);
@@ -599,13 +607,14 @@ add_merge(ApplyState *state, ApplyTable *at)
 		const char *name = resync_bq_ident(table->cols[i].dest_name);
 
 		appendStringInfo(&names, "%s%s", i > 0 ? ", " : "", name);
-		appendStringInfo(&values, "%ss.%s", i > 0 ? ", " : "", name);
+		appendStringInfo(&values, "%s_resync_s.%s", i > 0 ? ", " : "", name);
 	}
-	append_own(state, &names, &values, "s._resync_op <> 'U'");
+	append_own(state, &names, &values, "_resync_s._resync_op <> 'U'");
 	/* a deleted row that was never there is one with its key alone */
 	appendStringInfo(&state->script, "WHEN NOT MATCHED AND %s%s THEN INSERT (%s) VALUES (%s);\n",
-					 deleted == NULL ? "s._resync_op <> 'D' AND " : "",
-					 "(s._resync_mask IS NULL OR s._resync_op = 'X')", names.data, values.data);
+					 deleted == NULL ? "_resync_s._resync_op <> 'D' AND " : "",
+					 "(_resync_s._resync_mask IS NULL OR _resync_s._resync_op = 'X')", names.data,
+					 values.data);
 }
 
 /* ---------------------------------------------------------------------
@@ -670,7 +679,8 @@ add_column(ApplyState *state, const BatchAddColumn *add)
 	open_stage(state, &one, schema, resync_bq_avro_columns(&one, NULL, 0), 1, &at);
 	(void) resync_avro_add_pieces(at.writer, &field, NULL);
 	close_stage(state, &at);
-	appendStringInfo(&state->script, "UPDATE %s SET %s = (SELECT s.%s FROM %s s) WHERE TRUE;\n",
+	appendStringInfo(&state->script,
+					 "UPDATE %s SET %s = (SELECT _resync_s.%s FROM %s _resync_s) WHERE TRUE;\n",
 					 target_name(state, table), resync_bq_ident(one.cols->dest_name),
 					 resync_bq_ident(one.cols->dest_name), resync_bq_table(state->dest, at.stage));
 }

@@ -79,10 +79,10 @@ column_expression(const ResyncColumn *col)
 	char  *name = resync_bq_ident(col->dest_name);
 
 	if (type.repeated)
-		return psprintf("o.%s", name);
+		return psprintf("_resync_o.%s", name);
 	if (type.kind == BQ_JSON)
-		return psprintf("o.%s", name);
-	return psprintf("SAFE_CAST(o.%s AS %s)", name, resync_bq_kind_name(type.kind));
+		return psprintf("_resync_o.%s", name);
+	return psprintf("SAFE_CAST(_resync_o.%s AS %s)", name, resync_bq_kind_name(type.kind));
 }
 
 /* MERGE: what the new table has by key already, an earlier try has brought. */
@@ -107,7 +107,7 @@ transfer_query(BqDestination *dest, const ResyncTable *table, JsonNode *live)
 		if (find_field(live, col->dest_name) == NULL)
 			continue;
 		appendStringInfo(&names, "%s, ", name);
-		appendStringInfo(&values, "s.%s, ", name);
+		appendStringInfo(&values, "_resync_s.%s, ", name);
 		appendStringInfo(&source, "%s AS %s, ", column_expression(col), name);
 	}
 	appendStringInfo(&names, "%s", resync_bq_ident(options->soft_delete_col_name));
@@ -115,12 +115,12 @@ transfer_query(BqDestination *dest, const ResyncTable *table, JsonNode *live)
 	if (options->synced_at_col_name != NULL)
 	{
 		appendStringInfo(&names, ", %s", resync_bq_ident(options->synced_at_col_name));
-		appendStringInfoString(&values, ", s._resync_synced");
+		appendStringInfoString(&values, ", _resync_s._resync_synced");
 	}
 	/* what was deleted before keeps its time */
 	if (deleted != NULL && synced != NULL)
 		appendStringInfo(&source,
-						 "IF(IFNULL(o.%s, FALSE), SAFE_CAST(o.%s AS TIMESTAMP),"
+						 "IF(IFNULL(_resync_o.%s, FALSE), SAFE_CAST(_resync_o.%s AS TIMESTAMP),"
 						 " CURRENT_TIMESTAMP()) AS _resync_synced",
 						 resync_bq_ident(deleted), resync_bq_ident(synced));
 	else
@@ -129,11 +129,11 @@ transfer_query(BqDestination *dest, const ResyncTable *table, JsonNode *live)
 	{
 		char *name = resync_bq_ident(key[i]->dest_name);
 
-		appendStringInfo(&same, "%st.%s = s.%s", i > 0 ? " AND " : "", name, name);
+		appendStringInfo(&same, "%s_resync_t.%s = _resync_s.%s", i > 0 ? " AND " : "", name, name);
 	}
 	initStringInfo(&sql);
 	appendStringInfo(&sql,
-					 "MERGE %s t USING (SELECT %s FROM %s o) s ON %s\n"
+					 "MERGE %s _resync_t USING (SELECT %s FROM %s _resync_o) _resync_s ON %s\n"
 					 "WHEN NOT MATCHED THEN INSERT (%s) VALUES (%s)",
 					 resync_bq_table(dest, table->build_name), source.data,
 					 resync_bq_table(dest, table->dest_name), same.data, names.data, values.data);

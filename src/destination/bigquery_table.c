@@ -298,15 +298,16 @@ resync_bq_build_key(Destination *head, const ResyncTable *table)
 			char *column = resync_bq_ident(key[i]->dest_name);
 
 			appendStringInfo(&keys, "%s%s", i > 0 ? ", " : "", column);
-			appendStringInfo(&same, "%st.%s = d.%s", i > 0 ? " AND " : "", column, column);
+			appendStringInfo(&same, "%s_resync_t.%s = _resync_d.%s", i > 0 ? " AND " : "", column,
+							 column);
 		}
 		(void) resync_bq_exec(
 			dest,
 			psprintf(
-				"CREATE TEMP TABLE resync_twice AS SELECT * FROM %s WHERE TRUE QUALIFY"
+				"CREATE OR REPLACE TEMP TABLE resync_twice AS SELECT * FROM %s WHERE TRUE QUALIFY"
 				" COUNT(*) OVER (PARTITION BY %s) > 1 AND ROW_NUMBER() OVER (PARTITION BY %s) = 1;\n"
 				"BEGIN TRANSACTION;\n"
-				"DELETE FROM %s t WHERE EXISTS (SELECT 1 FROM resync_twice d WHERE %s);\n"
+				"DELETE FROM %s _resync_t WHERE EXISTS (SELECT 1 FROM resync_twice _resync_d WHERE %s);\n"
 				"INSERT INTO %s SELECT * FROM resync_twice;\n"
 				"COMMIT TRANSACTION;",
 				name, keys.data, keys.data, name, same.data, name),

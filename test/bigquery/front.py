@@ -490,6 +490,16 @@ class Handler(BaseHTTPRequestHandler):
             entry["sql"] = sql
         if name:
             entry["job"] = name
+        if re.search(r"/tables(/[^/]+)?$", path) and "schema" in job:
+            entry["table"] = {"tableReference": job.get("tableReference"), **job}
+            if self.command == "PATCH":
+                entry["table"]["tableReference"] = {
+                    "projectId": service.options.project,
+                    "datasetId": service.options.dataset,
+                    "tableId": urllib.parse.unquote(path.rsplit("/", 1)[1]),
+                }
+        if "copy" in (job.get("configuration") or {}):
+            entry["copy"] = job["configuration"]["copy"]
         service.log(entry)
         service.before(what)
         service.authorize(self.headers.get("Authorization"))
