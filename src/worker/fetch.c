@@ -21,6 +21,7 @@
 #include "catalog/pg_operator.h"
 #include "decode/decode.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -166,9 +167,20 @@ resync_fetch_rows(void *arg, const ResyncTable *table, FetchRow *rows, int nrows
 	FetchCall	  call = {.dest = state->dest, .table = table};
 	Size		  bytes = 0;
 	int			  done = 0;
+	Oid			  user;
+	int			  security;
 
 	InvalidateSystemCaches();
 	StartTransactionCommand();
+
+	/*
+	 * Code of users runs here (a domain's CHECK, an index's expression).  It must
+	 * not get back to the superuser that the process was started as, by RESET ROLE
+	 * for one.  An abort restores it, too.
+	 */
+	GetUserIdAndSecContext(&user, &security);
+	SetUserIdAndSecContext(user,
+						   security | SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION);
 	XactReadOnly = true;
 	PushActiveSnapshot(GetTransactionSnapshot());
 	if (SPI_connect() != SPI_OK_CONNECT)
@@ -187,6 +199,7 @@ resync_fetch_rows(void *arg, const ResyncTable *table, FetchRow *rows, int nrows
 	}
 	SPI_finish();
 	PopActiveSnapshot();
+	SetUserIdAndSecContext(user, security);
 	CommitTransactionCommand();
 	InvalidateSystemCaches();
 	MemoryContextSwitchTo(context);

@@ -199,7 +199,9 @@ mirror_tokens(void)
 	List		 *tokens = NIL;
 	uint64		  n;
 
-	if (!OidIsValid(schema) || !OidIsValid(get_relname_relid("_mirror", schema)))
+	/* without the extension a schema of that name is anybody's, and so is its code */
+	if (!resync_catalog_exists() || !OidIsValid(schema) ||
+		!OidIsValid(get_relname_relid("_mirror", schema)))
 		return NIL;
 	n = resync_catalog_exec("SELECT token::text FROM peerdb._mirror", SPI_OK_SELECT, 0);
 	for (uint64 i = 0; i < n; i++)

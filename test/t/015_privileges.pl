@@ -314,6 +314,54 @@ $t->until_failed('leaves', qr/owner.*exist|role/s, 'DROP ROLE under a running mi
 $t->src("SELECT peerdb_drop_mirror('leaves')");
 $t->until_true("SELECT count(*) = 0 FROM peerdb.mirrors", 'DROP ROLE: dropped');
 
+# ---- code of users never runs as a superuser.  A: a schema of our name in a
+# database that has not the extension.
+$t->src("CREATE ROLE attacker LOGIN REPLICATION; CREATE DATABASE elsewhere; GRANT CREATE ON DATABASE elsewhere TO attacker");
+{
+	my ($s, $o, $e) = $t->try(<<'EOS', db => 'elsewhere', user => 'attacker');
+SELECT 'resync_' || oid || '_1' AS slot FROM pg_database WHERE datname = current_database() \gset
+SELECT pg_create_logical_replication_slot(:'slot', 'pgoutput');
+CREATE SCHEMA peerdb;
+CREATE FUNCTION peerdb.f() RETURNS text LANGUAGE plpgsql AS $$ BEGIN RAISE LOG 'somebody ran it: %', current_user; RETURN 'x'; END $$;
+CREATE VIEW peerdb._mirror AS SELECT peerdb.f() AS token;
+CREATE TABLE peerdb.t (a int);
+ALTER TABLE peerdb.t ADD COLUMN b int;
+DROP TABLE peerdb.t;
+SELECT pg_drop_replication_slot(:'slot');
+EOS
+	is($s, 0, 'a schema of our name: its owner did what he wanted') or diag($e);
+	unlike(PostgreSQL::Test::Utils::slurp_file($t->source->logfile), qr/LOG:  somebody ran it/, 'a schema of our name: nothing of it was run for him');
+}
+
+# B: a domain's CHECK, run when a row is fetched by its key
+$t->src("CREATE ROLE domains LOGIN REPLICATION; CREATE SCHEMA dom AUTHORIZATION domains; GRANT USAGE ON FOREIGN SERVER dest2 TO domains;"
+	  . " CREATE USER MAPPING FOR domains SERVER dest2 OPTIONS (user '" . $t->dst('SELECT current_user') . "', password_required 'false'); GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO domains");
+as('domains', q{
+CREATE FUNCTION dom.f(int) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
+IF current_setting('application_name') LIKE 'resync%' THEN
+	RAISE LOG 'checked as %', current_user;
+	BEGIN RESET ROLE; EXCEPTION WHEN OTHERS THEN NULL; END;
+	BEGIN RESET SESSION AUTHORIZATION; EXCEPTION WHEN OTHERS THEN NULL; END;
+	RAISE LOG 'then as %', current_user;
+END IF; RETURN true; END $$;
+CREATE DOMAIN dom.d AS int CHECK (dom.f(VALUE));
+CREATE TABLE dom.k (id dom.d PRIMARY KEY, big text, n int);
+ALTER TABLE dom.k ALTER big SET STORAGE EXTERNAL;
+INSERT INTO dom.k VALUES (1, repeat('x', 20000), 1);
+SELECT public.peerdb_create_mirror('domains', 'dest2', '["dom.k"]')});
+$t->wait_status('domains', 'running', 'a domain with a CHECK');
+$t->dst('DELETE FROM dom.k');
+as('domains', 'UPDATE dom.k SET n = 2');
+$t->sync('domains', 'a domain with a CHECK: a row was fetched');
+$t->same('dom.k', 'a domain with a CHECK: equal');
+{
+	my $log = PostgreSQL::Test::Utils::slurp_file($t->source->logfile);
+	like($log, qr/LOG:  checked as domains/, 'a domain with a CHECK: it was run');
+	is(join(',', grep { $_ ne 'domains' } $log =~ /LOG:  (?:checked|then) as (\S+)/g), '', 'a domain with a CHECK: as nobody else');
+}
+$t->src("SELECT peerdb_drop_mirror('domains')");
+$t->until_true("SELECT count(*) = 0 FROM peerdb.mirrors", 'a domain with a CHECK: dropped');
+
 # ---- secrets: in no log, view, activity
 my $seen = '';
 foreach my $node ($t->source, $t->dest) { $seen .= PostgreSQL::Test::Utils::slurp_file($node->logfile) . $node->safe_psql('postgres', 'SELECT a::text FROM pg_stat_activity a'); }
