@@ -125,6 +125,12 @@ extern uint64 resync_catalog_exec(const char *sql, int expect, int nargs, ...);
 extern void	  resync_catalog_finish(void);
 
 /*
+ * The same for a SELECT that sees what is committed at this moment, whatever
+ * the isolation level of the user's transaction.  Needs its finish, too.
+ */
+extern uint64 resync_catalog_look(const char *sql);
+
+/*
  * In a user's transaction: fn(arg) in a subtransaction.  NULL, or the error that
  * it raised, in the current context; what it did is undone then.  Cancel and
  * shutdown are raised all the same.
@@ -295,6 +301,13 @@ extern void resync_catalog_prune(void);
  */
 extern ResyncTable **
 resync_catalog_resolve_tables(int64 mirror, int64 run, const ResyncOptions *options, int *ntables);
+
+/*
+ * The first planned table whose columns, key or identity are not those of the
+ * same table as resolved now; NULL: all are.  Pure.
+ */
+extern const ResyncTable *
+resync_catalog_find_changed(ResyncTable **planned, ResyncTable **now, int ntables);
 
 /*
  * SELECT on every mirrored column, USAGE on the schema, and no row security

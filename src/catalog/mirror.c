@@ -335,7 +335,9 @@ resync_catalog_end_run(int64 run, const char *outcome, int sqlerrcode, const cha
 		set_mirror_after_run(row->mirror, "failed", sqlerrcode,
 							 psprintf("%s (%s)", error, CANCELLED_HINT));
 	else
-		set_mirror_after_run(row->mirror, "failed", sqlerrcode, error);
+		/* what it was to replace was served on, and is */
+		set_mirror_after_run(row->mirror, row->keep_serving ? previous : "failed", sqlerrcode,
+							 error);
 }
 
 void

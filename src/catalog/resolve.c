@@ -577,3 +577,43 @@ resync_catalog_check_role(Oid owner)
 						errdetail("Role \"%s\" does not have the LOGIN attribute.", name),
 						errhint("ALTER ROLE %s LOGIN;", quote_identifier(name))));
 }
+
+/*
+ * Has the table a planned column as it was?  What only the destination has given
+ * it does not count: its place, and a place in the key beyond the source's.
+ */
+static bool
+has_column(const ResyncTable *now, const ResyncColumn *col, int nsourcekeys)
+{
+	int keypos = col->keypos <= nsourcekeys ? col->keypos : 0;
+
+	for (int i = 0; i < now->ncols; i++)
+	{
+		const ResyncColumn *c = &now->cols[i];
+
+		if (c->attnum == col->attnum)
+			return strcmp(c->name, col->name) == 0 && c->typid == col->typid &&
+				   c->typmod == col->typmod && c->notnull == col->notnull &&
+				   c->generated == col->generated && c->keypos == keypos;
+	}
+	return false;
+}
+
+const ResyncTable *
+resync_catalog_find_changed(ResyncTable **planned, ResyncTable **now, int ntables)
+{
+	for (int i = 0; i < ntables; i++)
+	{
+		const ResyncTable *p = planned[i];
+		const ResyncTable *n = now[i];
+		bool			   same = p->relid == n->relid && p->ncols == n->ncols &&
+					p->nsourcekeys == n->nsourcekeys && p->identity == n->identity &&
+					p->identity_full == n->identity_full;
+
+		for (int c = 0; c < p->ncols && same; c++)
+			same = has_column(n, &p->cols[c], p->nsourcekeys);
+		if (!same)
+			return p;
+	}
+	return NULL;
+}

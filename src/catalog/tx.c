@@ -86,27 +86,12 @@ resync_catalog_commit(void)
 	pgstat_report_activity(STATE_IDLE, NULL);
 }
 
-uint64
-resync_catalog_exec(const char *sql, int expect, int nargs, ...)
+/* SPI, as the bootstrap superuser, until resync_catalog_finish(). */
+static void
+open_exec(void)
 {
-	Oid			  types[MAX_EXEC_ARGS];
-	Datum		  values[MAX_EXEC_ARGS];
-	char		  nulls[MAX_EXEC_ARGS];
 	MemoryContext context = CurrentMemoryContext;
 	OpenExec	 *state;
-	va_list		  args;
-	int			  rc;
-
-	if (nargs > MAX_EXEC_ARGS)
-		elog(ERROR, "too many arguments: %d", nargs);
-	va_start(args, nargs);
-	for (int i = 0; i < nargs; i++)
-	{
-		types[i] = va_arg(args, Oid);
-		values[i] = va_arg(args, Datum);
-		nulls[i] = va_arg(args, int) ? 'n' : ' ';
-	}
-	va_end(args);
 
 	if (!callback_registered)
 	{
@@ -130,9 +115,45 @@ resync_catalog_exec(const char *sql, int expect, int nargs, ...)
 	state->guc_level = NewGUCNestLevel();
 	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
+}
 
+uint64
+resync_catalog_exec(const char *sql, int expect, int nargs, ...)
+{
+	Oid		types[MAX_EXEC_ARGS];
+	Datum	values[MAX_EXEC_ARGS];
+	char	nulls[MAX_EXEC_ARGS];
+	va_list args;
+	int		rc;
+
+	if (nargs > MAX_EXEC_ARGS)
+		elog(ERROR, "too many arguments: %d", nargs);
+	va_start(args, nargs);
+	for (int i = 0; i < nargs; i++)
+	{
+		types[i] = va_arg(args, Oid);
+		values[i] = va_arg(args, Datum);
+		nulls[i] = va_arg(args, int) ? 'n' : ' ';
+	}
+	va_end(args);
+
+	open_exec();
 	rc = SPI_execute_with_args(sql, nargs, types, values, nulls, false, 0);
 	if (rc != expect)
+		elog(ERROR, "catalog query returned %s: %s", SPI_result_code_string(rc), sql);
+	return SPI_processed;
+}
+
+uint64
+resync_catalog_look(const char *sql)
+{
+	int rc;
+
+	open_exec();
+	PushActiveSnapshot(GetLatestSnapshot());
+	rc = SPI_execute(sql, true, 0);
+	PopActiveSnapshot();
+	if (rc != SPI_OK_SELECT)
 		elog(ERROR, "catalog query returned %s: %s", SPI_result_code_string(rc), sql);
 	return SPI_processed;
 }

@@ -17,6 +17,7 @@
 #include "access/table.h"
 #include "access/tupdesc_details.h"
 #include "catalog/indexing.h"
+#include "catalog/pg_index.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "utils/builtins.h"
@@ -112,7 +113,11 @@ resync_relmap_root(RelMap *map, Oid relid)
 				ObjectIdGetDatum(relid));
 	scan = systable_beginscan(inherits, InheritsRelidSeqnoIndexId, true, NULL, 1, &key);
 	while ((tup = systable_getnext(scan)) != NULL)
-		parents = lappend_oid(parents, ((Form_pg_inherits) GETSTRUCT(tup))->inhparent);
+	{
+		/* the parent shows the rows of one that is being detached no more */
+		if (!((Form_pg_inherits) GETSTRUCT(tup))->inhdetachpending)
+			parents = lappend_oid(parents, ((Form_pg_inherits) GETSTRUCT(tup))->inhparent);
+	}
 	systable_endscan(scan);
 	table_close(inherits, AccessShareLock);
 
@@ -266,12 +271,68 @@ add_column(RelMap *map, int index, Relation rel, Form_pg_attribute att)
 	resync_batch_add_column(map->config->batch, newer, default_text);
 }
 
+/* Does the index make rows unique by columns that are all of the mirror's key? */
+static bool
+index_keeps_key(const ResyncTable *table, Oid index, TupleDesc desc)
+{
+	HeapTuple	  tup = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(index));
+	Form_pg_index form;
+	bool		  keeps;
+
+	if (!HeapTupleIsValid(tup))
+		elog(ERROR, "cache lookup failed for index %u", index);
+	form = (Form_pg_index) GETSTRUCT(tup);
+	keeps = form->indisunique && form->indimmediate && form->indisvalid &&
+			heap_attisnull(tup, Anum_pg_index_indpred, NULL);
+	for (int i = 0; i < form->indnkeyatts && keeps; i++)
+	{
+		AttrNumber attnum = form->indkey.values[i];
+
+		/* an expression has number 0 */
+		keeps = attnum > 0 && TupleDescAttr(desc, attnum - 1)->attnotnull;
+		if (keeps)
+		{
+			keeps = false;
+			for (int c = 0; c < table->ncols && !keeps; c++)
+				keeps = table->cols[c].attnum == attnum && table->cols[c].keypos > 0 &&
+						table->cols[c].keypos <= table->nsourcekeys;
+		}
+	}
+	ReleaseSysCache(tup);
+	return keeps;
+}
+
+/*
+ * Are the mirrored table's rows still unique by the key that the destination
+ * has?  What the identity says is another matter: it may be FULL, or wider.
+ */
+static void
+check_key_is_unique(const ResyncTable *table)
+{
+	Relation  root = RelationIdGetRelation(table->relid);
+	List	 *indexes;
+	ListCell *lc;
+	bool	  unique = false;
+
+	if (!RelationIsValid(root))
+		elog(ERROR, "could not open relation with OID %u", table->relid);
+	indexes = RelationGetIndexList(root);
+	foreach(lc, indexes)
+		unique |= index_keeps_key(table, lfirst_oid(lc), RelationGetDescr(root));
+	list_free(indexes);
+	RelationClose(root);
+	if (!unique)
+		raise_changed(table, "No unique index keeps its rows apart by the mirror's key any more.");
+}
+
 /* Identity that the mirror was built with, against the relation's now. */
 static void
 check_identity(RelMap *map, const ResyncTable *table, Relation rel, DecodeRel *entry)
 {
 	Bitmapset *identity;
 
+	if (table->nkeys > 0)
+		check_key_is_unique(table);
 	entry->full = (rel->rd_rel->relreplident == REPLICA_IDENTITY_FULL);
 	if (entry->full || table->identity == 'n')
 		return;

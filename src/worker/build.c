@@ -33,6 +33,9 @@
 /* WAL left to apply at which a run counts as level, if it took under a second */
 #define LEVEL_TIME_MS 1000
 
+/* how long a slot that is to go may be used by a process that is not ours any more */
+#define SLOT_IN_USE_MS 5000
+
 /* ---- the run's own data and connection ---- */
 
 /* Read the run from the catalog and connect, if not done yet. */
@@ -223,16 +226,24 @@ step_validate(Coordinator *co)
 
 /*
  * A slot of ours, by run.  It may be in use for a moment longer by a process
- * that was just told to end.
+ * that was just told to end.  In use for longer, by somebody else: an error that
+ * is tried again, after a look at what was asked for meanwhile.
  */
 void
 resync_build_drop_slot(Coordinator *co, int64 run)
 {
-	char name[NAMEDATALEN];
+	char		name[NAMEDATALEN];
+	TimestampTz start = GetCurrentTimestamp();
+	pid_t		user;
 
 	resync_worker_slot_name(name, MyDatabaseId, run);
-	while (!resync_worker_drop_slot(name))
+	while (!resync_worker_drop_slot(name, &user))
 	{
+		if (user != 0 && TimestampDifferenceExceeds(start, GetCurrentTimestamp(), SLOT_IN_USE_MS))
+			ereport(ERROR,
+					(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+					 errmsg("replication slot \"%s\" is in use by process %d", name, (int) user),
+					 errhint("It is the mirror's own: end that process.")));
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 50,
 						 RESYNC_WAIT_EVENT("SlotDrop"));
 		ResetLatch(MyLatch);
@@ -304,6 +315,31 @@ show_blocker(Coordinator *co)
 	LWLockRelease(ResyncShmem->lock);
 }
 
+/*
+ * The streamer holds its locks on the tables: are they still what was planned?
+ * WAL from the slot on does not tell what was changed before it.  (The copiers
+ * look whether what is now is what the snapshot shows.)
+ */
+static void
+check_plan_holds(Coordinator *co)
+{
+	ResyncTable		 **now;
+	const ResyncTable *changed;
+	int				   ntables;
+
+	resync_build_open(co);
+	resync_catalog_begin();
+	MemoryContextSwitchTo(co->step_context);
+	now = resync_catalog_resolve_tables(co->args.mirror, 0, co->run->options, &ntables);
+	resync_catalog_commit();
+	Assert(ntables == co->run->ntables);
+	changed = resync_catalog_find_changed(co->run->tables, now, ntables);
+	if (changed != NULL)
+		ereport(ERROR, (errcode(RESYNC_ERRCODE_TABLE_CHANGED),
+						errmsg("table \"%s.%s\" was changed before its snapshot was taken",
+							   changed->schema, changed->name)));
+}
+
 static long
 step_create_slot(Coordinator *co)
 {
@@ -344,7 +380,7 @@ step_create_slot(Coordinator *co)
 		{
 			resync_worker_slot_name(name, MyDatabaseId, co->newest->run);
 			if (co->build.streamer == NULL)
-				(void) resync_worker_drop_slot(name);
+				(void) resync_worker_drop_slot(name, NULL);
 		}
 	}
 	if (state != STREAMER_EXPORTED)
@@ -352,6 +388,7 @@ step_create_slot(Coordinator *co)
 
 	rs->waits_for_pid = 0;
 	rs->waits_for[0] = '\0';
+	check_plan_holds(co);
 	resync_catalog_begin();
 	resync_catalog_set_run_slot(co->newest->run, rs->slot_name, rs->snapshot_lsn);
 	resync_catalog_set_snapshot(co->newest->run, 1, rs->snapshot_lsn);

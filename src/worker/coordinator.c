@@ -492,9 +492,9 @@ static void
 refuse_copy(Coordinator *co)
 {
 	if (co->newest != NULL && co->newest->slot_name != NULL)
-		(void) resync_worker_drop_slot(co->newest->slot_name);
+		(void) resync_worker_drop_slot(co->newest->slot_name, NULL);
 	if (co->live != NULL && co->live->slot_name != NULL)
-		(void) resync_worker_drop_slot(co->live->slot_name);
+		(void) resync_worker_drop_slot(co->live->slot_name, NULL);
 }
 
 /*
@@ -551,9 +551,10 @@ step_serving(Coordinator *co)
 		resync_catalog_commit();
 	}
 
-	/* whatever it was is over; the reason of a refusal stays */
+	/* whatever it was is over; why a newer run came to nothing stays */
 	if (co->mirror->error != NULL && !is_building(co) &&
-		(co->newest->outcome == NULL || strcmp(co->newest->outcome, "refused") != 0))
+		(co->newest->outcome == NULL || (strcmp(co->newest->outcome, "refused") != 0 &&
+										 strcmp(co->newest->outcome, "failed") != 0)))
 	{
 		resync_catalog_begin();
 		resync_catalog_set_error(co->args.mirror, 0, NULL);

@@ -18,6 +18,7 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_operator.h"
 #include "decode/decode.h"
 #include "executor/spi.h"
@@ -159,6 +160,21 @@ fetch_one(FetchCall *call, FetchRow *row)
 	MemoryContextReset(call->row_context);
 }
 
+/* The owner of a relation; of one that is gone: fallback. */
+static Oid
+owner_of(Oid relid, Oid fallback)
+{
+	HeapTuple tup = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	Oid		  owner = fallback;
+
+	if (HeapTupleIsValid(tup))
+	{
+		owner = ((Form_pg_class) GETSTRUCT(tup))->relowner;
+		ReleaseSysCache(tup);
+	}
+	return owner;
+}
+
 int
 resync_fetch_rows(void *arg, const ResyncTable *table, FetchRow *rows, int nrows)
 {
@@ -176,11 +192,14 @@ resync_fetch_rows(void *arg, const ResyncTable *table, FetchRow *rows, int nrows
 	/*
 	 * Code of users runs here (a domain's CHECK, an index's expression).  It must
 	 * not get back to the superuser that the process was started as, by RESET ROLE
-	 * for one.  An abort restores it, too.
+	 * for one; and where the mirror's owner is a superuser it runs as the table's
+	 * owner, without the row security that a superuser would not see either.  An
+	 * abort restores it, too.
 	 */
 	GetUserIdAndSecContext(&user, &security);
-	SetUserIdAndSecContext(user,
-						   security | SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION);
+	SetUserIdAndSecContext(superuser_arg(user) ? owner_of(table->relid, user) : user,
+						   security | SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION |
+							   (superuser_arg(user) ? SECURITY_NOFORCE_RLS : 0));
 	XactReadOnly = true;
 	PushActiveSnapshot(GetTransactionSnapshot());
 	if (SPI_connect() != SPI_OK_CONNECT)

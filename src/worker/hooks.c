@@ -10,9 +10,9 @@
  * that the caller owns the database, its workers are told to end and kept away
  * until the command is over; core drops the slots that are inactive then.
  *
- * ATTACH, DETACH and DROP of a partition or child leave no trace in the WAL
- * that logical decoding reads: a transactional logical message tells the
- * streamer, in order (rule 12).
+ * ATTACH, DETACH and DROP of a partition or child, and a renamed enum label, leave
+ * no trace in the WAL that logical decoding reads: a transactional logical message
+ * tells the streamer, in order (rule 12).
  *
  * DROP EXTENSION is transactional, slots are not: at its commit the launcher
  * is told, on rollback nothing happens.
@@ -32,17 +32,21 @@
 #include "catalog/namespace.h"
 #include "catalog/objectaccess.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_depend.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_extension.h"
 #include "catalog/catalog.h"
 #include "catalog/pg_inherits.h"
+#include "catalog/pg_type.h"
 #include "access/xlog.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
 #include "commands/extension.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "nodes/makefuncs.h"
 #include "nodes/parsenodes.h"
+#include "parser/parse_type.h"
 #include "pgstat.h"
 #include "replication/message.h"
 #include "resync.h"
@@ -98,16 +102,30 @@ database_of(Node *stmt)
 	return name != NULL ? get_database_oid(name, true) : InvalidOid;
 }
 
+/* Keep our workers out of the database, until as many calls of unblock_database. */
 static void
-block_database(Oid database, bool block)
+block_database(Oid database)
+{
+	DatabaseShared *ds;
+
+	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
+	ds = resync_shmem_database(database, true);
+	if (ds != NULL)
+		ds->blockers++;
+	LWLockRelease(ResyncShmem->lock);
+}
+
+/* Also as a callback of before_shmem_exit: a session may be terminated while it waits. */
+static void
+unblock_database(int code, Datum database)
 {
 	DatabaseShared *ds;
 	int				launcher;
 
 	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
-	ds = resync_shmem_database(database, block);
-	if (ds != NULL)
-		ds->blocked = block;
+	ds = resync_shmem_database(DatumGetObjectId(database), false);
+	if (ds != NULL && ds->blockers > 0)
+		ds->blockers--;
 	launcher = ResyncShmem->launcher_pgprocno;
 	LWLockRelease(ResyncShmem->lock);
 	resync_shmem_wake(launcher);
@@ -203,7 +221,8 @@ mirror_tokens(void)
 	if (!resync_catalog_exists() || !OidIsValid(schema) ||
 		!OidIsValid(get_relname_relid("_mirror", schema)))
 		return NIL;
-	n = resync_catalog_exec("SELECT token::text FROM peerdb._mirror", SPI_OK_SELECT, 0);
+	/* a mirror may be younger than the snapshot of a REPEATABLE READ transaction */
+	n = resync_catalog_look("SELECT token::text FROM peerdb._mirror");
 	for (uint64 i = 0; i < n; i++)
 	{
 		MemoryContext old = MemoryContextSwitchTo(context);
@@ -231,6 +250,29 @@ note_ddl(Oid relid, const char *what)
 	}
 }
 
+static bool
+is_concurrent_detach(const AlterTableCmd *cmd)
+{
+	return cmd->subtype == AT_DetachPartition && castNode(PartitionCmd, cmd->def)->concurrent;
+}
+
+/*
+ * DETACH PARTITION ... CONCURRENTLY commits before it waits for others, and the
+ * parent shows the rows no more, whether it comes to an end then or is FINALIZEd
+ * some day: the note goes with that first transaction.
+ */
+static void
+note_concurrent_detach(AlterTableStmt *stmt)
+{
+	ListCell *lc;
+
+	foreach(lc, stmt->cmds)
+	{
+		if (is_concurrent_detach(lfirst(lc)))
+			note_ddl(RangeVarGetRelid(stmt->relation, NoLock, true), "A partition was detached.");
+	}
+}
+
 static void
 note_alter_table(AlterTableStmt *stmt)
 {
@@ -242,7 +284,8 @@ note_alter_table(AlterTableStmt *stmt)
 		Oid			   parent = InvalidOid;
 		const char	  *what = NULL;
 
-		if (cmd->subtype == AT_AttachPartition || cmd->subtype == AT_DetachPartition)
+		if (cmd->subtype == AT_AttachPartition ||
+			(cmd->subtype == AT_DetachPartition && !is_concurrent_detach(cmd)))
 		{
 			parent = RangeVarGetRelid(stmt->relation, NoLock, true);
 			what = cmd->subtype == AT_AttachPartition ? "A partition was attached."
@@ -294,11 +337,61 @@ note_drop_table(Oid relid)
 				ObjectIdGetDatum(relid));
 	scan = systable_beginscan(inherits, InheritsRelidSeqnoIndexId, true, NULL, 1, &key);
 	while ((tup = systable_getnext(scan)) != NULL)
-		parent = ((Form_pg_inherits) GETSTRUCT(tup))->inhparent;
+	{
+		/* one that is being detached was noted when that began */
+		if (!((Form_pg_inherits) GETSTRUCT(tup))->inhdetachpending)
+			parent = ((Form_pg_inherits) GETSTRUCT(tup))->inhparent;
+	}
 	systable_endscan(scan);
 	table_close(inherits, AccessShareLock);
 	note_ddl(parent, "A partition or child table was dropped.");
 	note_ddl(relid, "It was dropped.");
+}
+
+/*
+ * A label of an enum was renamed: rows that have it keep their old text at the
+ * destination.  Columns of types that are made of it count, too.
+ */
+static void
+note_renamed_label(Oid type)
+{
+	Relation	depend;
+	SysScanDesc scan;
+	ScanKeyData key[2];
+	HeapTuple	tup;
+
+	check_stack_depth();
+	depend = table_open(DependRelationId, AccessShareLock);
+	ScanKeyInit(&key[0], Anum_pg_depend_refclassid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(TypeRelationId));
+	ScanKeyInit(&key[1], Anum_pg_depend_refobjid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(type));
+	scan = systable_beginscan(depend, DependReferenceIndexId, true, NULL, 2, key);
+	while ((tup = systable_getnext(scan)) != NULL)
+	{
+		Form_pg_depend dep = (Form_pg_depend) GETSTRUCT(tup);
+		char		   kind;
+
+		if (dep->classid == TypeRelationId)
+			note_renamed_label(dep->objid);
+		else if (dep->classid == RelationRelationId && dep->objsubid != 0)
+		{
+			kind = get_rel_relkind(dep->objid);
+			if (kind == RELKIND_COMPOSITE_TYPE)
+				note_renamed_label(get_rel_type_id(dep->objid));
+			else if (kind == RELKIND_RELATION || kind == RELKIND_PARTITIONED_TABLE)
+				note_ddl(dep->objid, "A label of the enum type of a column was renamed.");
+		}
+	}
+	systable_endscan(scan);
+	table_close(depend, AccessShareLock);
+}
+
+/* Will WAL of this database be read?  Also of a mirror at rest: only the slot tells. */
+static bool
+wal_is_read(void)
+{
+	return ResyncShmem != NULL && database_has_slot(MyDatabaseId, false);
 }
 
 /* ---- hooks ---- */
@@ -325,30 +418,29 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 	if (OidIsValid(database) && database != MyDatabaseId &&
 		RESYNC_OWNS_DATABASE(database, GetUserId()) && database_is_used(database))
 	{
-		block_database(database, true);
-		PG_TRY();
+		block_database(database);
+		PG_ENSURE_ERROR_CLEANUP(unblock_database, ObjectIdGetDatum(database));
 		{
 			stop_database(database);
 			call_utility(pstmt, query, read_only_tree, context, params, env, dest, qc);
 			if (IsA(stmt, DropdbStmt))
 				forget_database(database);
 		}
-		PG_FINALLY();
-		{
-			block_database(database, false);
-		}
-		PG_END_TRY();
+		PG_END_ENSURE_ERROR_CLEANUP(unblock_database, ObjectIdGetDatum(database));
+		unblock_database(0, ObjectIdGetDatum(database));
 		return;
 	}
 
-	/* before it runs: its own new catalog rows must not matter */
+	if (IsA(stmt, AlterTableStmt) && wal_is_read())
+		note_concurrent_detach((AlterTableStmt *) stmt);
 	call_utility(pstmt, query, read_only_tree, context, params, env, dest, qc);
-
-	/* will WAL of this database be read?  Also of a mirror at rest: only the slot tells */
-	if (ResyncShmem == NULL || !database_has_slot(MyDatabaseId, false))
+	if (!wal_is_read())
 		return;
 	if (IsA(stmt, AlterTableStmt))
 		note_alter_table((AlterTableStmt *) stmt);
+	else if (IsA(stmt, AlterEnumStmt) && ((AlterEnumStmt *) stmt)->oldVal != NULL)
+		note_renamed_label(
+			typenameTypeId(NULL, makeTypeNameFromNameList(((AlterEnumStmt *) stmt)->typeName)));
 	else if (IsA(stmt, RenameStmt) && ((RenameStmt *) stmt)->renameType == OBJECT_COLUMN &&
 			 ((RenameStmt *) stmt)->relation != NULL)
 		note_ddl(RangeVarGetRelid(((RenameStmt *) stmt)->relation, NoLock, true),

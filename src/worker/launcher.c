@@ -236,7 +236,7 @@ run_probes(void)
 	{
 		DatabaseShared *ds = &ResyncShmem->databases[i];
 
-		if (!ds->in_use || !ds->probe || ds->blocked)
+		if (!ds->in_use || !ds->probe || ds->blockers > 0)
 			continue;
 		if (ds->probe_not_before > now)
 		{
@@ -334,7 +334,7 @@ run_coordinators(void)
 		LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
 		ds = resync_shmem_database(ms->database, false);
 		if (resync_enabled && ms->wanted && ms->pid == 0 && !ms->starting &&
-			!(ds != NULL && ds->blocked))
+			!(ds != NULL && ds->blockers > 0))
 		{
 			if (ms->not_before <= now)
 			{
@@ -521,7 +521,7 @@ drop_orphaned_slots(bool have_extension)
 			claimed = (r != NULL && r->phase != PHASE_ENDED);
 			resync_catalog_commit();
 		}
-		if (!claimed && resync_worker_drop_slot(slots[i].name))
+		if (!claimed && resync_worker_drop_slot(slots[i].name, NULL))
 			ereport(LOG, (errmsg("dropped replication slot \"%s\", which belongs to no run",
 								 slots[i].name)));
 	}

@@ -183,7 +183,7 @@ typedef struct DatabaseShared
 	bool		probing;		/* a probe was started and has not reached its end */
 	int			probe_failures; /* in a row, for the back-off */
 	TimestampTz probe_not_before;
-	bool		blocked;		   /* DROP DATABASE and the like: start nothing */
+	int			blockers;		   /* DROP DATABASE and the like under way: start nothing */
 	bool		dropped_extension; /* its slots are to be removed */
 	TimestampTz pruned_at;		   /* history older than resync.log_retention went */
 } DatabaseShared;

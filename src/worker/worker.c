@@ -389,11 +389,11 @@ resync_worker_check_retained(const char *name)
  * Outside a transaction or in one; a slot in use is left alone.
  */
 bool
-resync_worker_drop_slot(const char *name)
+resync_worker_drop_slot(const char *name, pid_t *user)
 {
 	MemoryContext	 context = CurrentMemoryContext;
 	ReplicationSlot *slot;
-	pid_t			 user = 0;
+	pid_t			 active = 0;
 	volatile bool	 gone;
 
 	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
@@ -401,13 +401,15 @@ resync_worker_drop_slot(const char *name)
 	if (slot != NULL)
 	{
 		SpinLockAcquire(&slot->mutex);
-		user = slot->active_pid;
+		active = slot->active_pid;
 		SpinLockRelease(&slot->mutex);
 	}
 	LWLockRelease(ReplicationSlotControlLock);
+	if (user != NULL)
+		*user = active;
 	if (slot == NULL)
 		return true;
-	if (user != 0)
+	if (active != 0)
 		return false;
 
 	/*

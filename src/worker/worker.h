@@ -77,8 +77,11 @@ extern void resync_worker_activity(const char *fmt, ...) pg_attribute_printf(1, 
 /* Switch to the mirror's owner for everything that follows. */
 extern void resync_worker_become(Oid owner);
 
-/* Drop a slot if it is there and nobody uses it; true if it is gone now. */
-extern bool resync_worker_drop_slot(const char *name);
+/*
+ * Drop a slot if it is there and nobody uses it; true if it is gone now.  Else
+ * user (NULL: not asked for) is the process that uses it, or 0.
+ */
+extern bool resync_worker_drop_slot(const char *name, pid_t *user);
 
 /*
  * WAL that a slot holds back, in bytes; -1: the slot is gone, or was invalidated.

@@ -154,6 +154,42 @@ $t->src("ALTER SERVER dest OPTIONS (SET dbname 'postgres')");
 $t->until_status('m', 'running', 'the mirror keeps its status');
 follows('m', 'after a refused resync');
 
+# ---- a resync that fails for good: what keep_serving serves is served on
+{
+	my $release = $t->hold_phase('m', 'create_slot', 'c', sub { $t->resync('m', { keep_serving => 'true' }); });
+	$t->dst('CREATE VIEW c_resync AS SELECT 1 AS id');
+	$release->();
+	$t->until_true("SELECT outcome = 'failed' FROM peerdb.runs WHERE mirror = 'm' ORDER BY run DESC LIMIT 1", 'keep_serving: the run fails');
+	is($t->status('m'), 'running', 'keep_serving, failed: running');
+	follows('m', 'keep_serving, failed');
+	like($t->src("SELECT error FROM peerdb.mirrors WHERE mirror = 'm'"), qr/c_resync/, 'keep_serving, failed: why, while it goes on');
+	$t->dst('DROP VIEW c_resync');
+	$t->no_leftovers('keep_serving, failed', keep => 1);
+	$t->src("SELECT peerdb_edit_mirror('m', '{\"keep_serving\": false}')");
+}
+
+# ---- somebody else uses the slot
+{
+	$t->src('CREATE PUBLICATION nothing');
+	follows('m', 'a publication');
+	$t->src("SELECT peerdb_pause_mirror('m')");
+	$t->until_status('m', 'paused');
+	my $slot = $t->src("SELECT slot_name FROM pg_replication_slots WHERE slot_name LIKE 'resync%'");
+	my $other = $t->start($t->source, 'pg_recvlogical', '-d', 'postgres', '--start', '-S', $slot, '-o', 'proto_version=1', '-o', 'publication_names=nothing', '-f', '/dev/null');
+	$t->until_true("SELECT active FROM pg_replication_slots WHERE slot_name = '$slot'", 'somebody else uses the slot');
+	my $pid = $t->src("SELECT active_pid FROM pg_replication_slots WHERE slot_name = '$slot'");
+	$t->resync('m');
+	$t->until_true("SELECT error ~ 'slot .* is in use by process $pid' FROM peerdb.mirrors WHERE mirror = 'm'", 'the mirror tells who');
+	$t->src("SELECT peerdb_cancel_resync('m')");
+	$t->stop($other);
+	$t->until_status('m', 'failed', 'the run was cancelled when the slot was free');
+	# the old run's, which was not to be had: the resync takes it away
+	$t->no_leftovers('a slot that was in use', keep => 1);
+	$t->resync('m');
+	$t->wait_status('m', 'running', 'a slot that was in use: resync');
+	follows('m', 'a slot that was in use');
+}
+
 # ---- a destination that goes away and comes back
 $t->dest->stop('immediate');
 $t->src("INSERT INTO c VALUES (4100, 'while the destination is down')");

@@ -148,6 +148,29 @@ is($t->src("SELECT active_pid FROM pg_replication_slots WHERE slot_name LIKE 're
 $t->src('DROP DATABASE other');
 $t->no_leftovers('the last database');
 
+# whose session is terminated while it waits: the mirror comes back
+$t->src('CREATE DATABASE other');
+$t->install('other');
+$t->src('CREATE TABLE od (id int PRIMARY KEY); INSERT INTO od VALUES (1)', db => 'other');
+$t->dst('DROP TABLE IF EXISTS od');
+$t->create_mirror('om', ['public.od'], {}, db => 'other');
+$t->wait_status('om', 'running', 'once more', db => 'other');
+{
+	my $user = $t->session($t->source, 'other');
+	$user->query_safe('SELECT 1');
+	my $drop = $t->start($t->source, 'psql', '-Xc', 'DROP DATABASE other');
+	$t->until_true("SELECT count(*) = 1 FROM pg_stat_activity WHERE query = 'DROP DATABASE other' AND state = 'active'"
+		  . " AND NOT EXISTS (SELECT FROM pg_replication_slots WHERE active AND slot_name LIKE 'resync%')", 'DROP DATABASE waits for a session, our workers are gone');
+	$t->src("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = 'DROP DATABASE other'");
+	my (undef, undef, $err) = $t->stop($drop);
+	like($err, qr/terminating connection/, 'DROP DATABASE is terminated');
+	$t->src('INSERT INTO od VALUES (2)', db => 'other');
+	$t->until_true('SELECT count(*) = 2 FROM od', 'the mirror goes on after it', node => $t->dest);
+	$user->quit;
+}
+$t->src('DROP DATABASE other');
+$t->no_leftovers('and can be dropped');
+
 # ---- off
 $t->install;
 $t->create_mirror('m', ['public.d'], { replace_existing => 'true' });

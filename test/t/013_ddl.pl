@@ -95,6 +95,30 @@ my %fails = (
 		'CREATE TABLE other_key (id int PRIMARY KEY, v int NOT NULL)',
 		'ALTER TABLE other_key DROP CONSTRAINT other_key_pkey, ADD PRIMARY KEY (v); DELETE FROM other_key WHERE id = 1', qr/identity|key/i
 	],
+	# the identity still has the old key, but rows are not unique by it any more
+	wider_key => [
+		'CREATE TABLE wider_key (id int PRIMARY KEY, v int NOT NULL)',
+		'ALTER TABLE wider_key DROP CONSTRAINT wider_key_pkey, ADD PRIMARY KEY (id, v); INSERT INTO wider_key VALUES (1, 100)',
+		qr/unique index/, 'v = 100'
+	],
+	full_without_key => [
+		'CREATE TABLE full_without_key (id int PRIMARY KEY, v int); ALTER TABLE full_without_key REPLICA IDENTITY FULL',
+		'ALTER TABLE full_without_key DROP CONSTRAINT full_without_key_pkey; INSERT INTO full_without_key VALUES (1, 100)',
+		qr/unique index/, 'v = 100'
+	],
+	wider_leaves => [
+		'CREATE TABLE wider_leaves (id int PRIMARY KEY, v int NOT NULL) PARTITION BY RANGE (id); CREATE TABLE wider_leaves_1 PARTITION OF wider_leaves DEFAULT',
+		'ALTER TABLE wider_leaves DROP CONSTRAINT wider_leaves_pkey, ADD PRIMARY KEY (id, v); INSERT INTO wider_leaves VALUES (1, 100)',
+		qr/unique index/, 'v = 100'
+	],
+	renamed_label => [
+		q{CREATE TYPE grade AS ENUM ('1', '2', '3', '4', '5', '6', '7', '8', '9', '10', '11', '12', '13', '14', '15', '16', '17', '18', '19', '20'); CREATE TABLE renamed_label (id int PRIMARY KEY, g grade)},
+		q{ALTER TYPE grade RENAME VALUE '7' TO 'seven'}, qr/label of the enum/
+	],
+	renamed_within => [
+		q{CREATE TYPE light AS ENUM ('red', 'green'); CREATE DOMAIN lights AS light[]; CREATE TYPE crossing AS (name text, l lights); CREATE TABLE renamed_within (id int PRIMARY KEY, c crossing)},
+		q{ALTER TYPE light RENAME VALUE 'red' TO 'stop'}, qr/label of the enum/
+	],
 	dropped_leaf => [
 		'CREATE TABLE dropped_leaf (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE dropped_leaf_1 PARTITION OF dropped_leaf DEFAULT',
 		'DROP TABLE dropped_leaf_1', qr/partition or child table was dropped/
@@ -157,7 +181,8 @@ sub name { my ($n) = @_; return ($schema{$n} // 'public') . ".$n"; }
 # each has rows that the columns before the DDL have room for
 $t->src('CREATE ROLE app; GRANT ALL ON SCHEMA public TO app');
 $t->src(join(";\n", map { $_->[0] } values %all));
-$t->src(join(";\n", map { "INSERT INTO " . name($_) . " SELECT " . join(', ', ('i') x $t->columns(name($_))) . " FROM generate_series(1, 20) i" } sort keys %all));
+my %value = (renamed_label => 'i, i::text::grade', renamed_within => q{i, ROW(i, '{red,green}')::crossing});
+$t->src(join(";\n", map { "INSERT INTO " . name($_) . " SELECT " . ($value{$_} // join(', ', ('i') x $t->columns(name($_)))) . " FROM generate_series(1, 20) i" } sort keys %all));
 
 # ---- what the mirror follows
 $t->src(<<'EOS');
@@ -170,6 +195,20 @@ CREATE TABLE leaves_b (gone int, v text, kind text NOT NULL, gone2 text, id int 
 ALTER TABLE leaves_b DROP gone, DROP gone2, ADD PRIMARY KEY (id, kind);
 ALTER TABLE leaves ATTACH PARTITION leaves_b FOR VALUES IN ('b');
 CREATE TABLE messages (id int PRIMARY KEY, v text);
+-- another key than the primary one keeps its rows apart: as good
+CREATE TABLE keys (id int NOT NULL PRIMARY KEY, v text NOT NULL);
+CREATE UNIQUE INDEX keys_id ON keys (id);
+ALTER TABLE keys REPLICA IDENTITY FULL;
+CREATE TABLE interrupted (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+CREATE TABLE interrupted_1 PARTITION OF interrupted FOR VALUES FROM (0) TO (10);
+CREATE TABLE interrupted_2 PARTITION OF interrupted FOR VALUES FROM (10) TO (1000);
+CREATE TABLE old_snapshot (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+CREATE TABLE old_snapshot_1 PARTITION OF old_snapshot FOR VALUES FROM (0) TO (100);
+CREATE TABLE old_snapshot_2 (id int PRIMARY KEY, v text);
+INSERT INTO keys SELECT i, 'v' || i FROM generate_series(1, 20) i;
+INSERT INTO interrupted SELECT i, 'v' || i FROM generate_series(1, 20) i;
+INSERT INTO old_snapshot SELECT i, 'v' || i FROM generate_series(1, 20) i;
+INSERT INTO old_snapshot_2 SELECT i, 'v' || i FROM generate_series(101, 120) i;
 CREATE TABLE loaded (id int PRIMARY KEY, v text);
 INSERT INTO renamed SELECT i, 'v' || i FROM generate_series(1, 20) i;
 INSERT INTO vacuumed SELECT i, 'v' || i FROM generate_series(1, 20) i;
@@ -178,7 +217,10 @@ INSERT INTO leaves SELECT i, chr(97 + i % 2), 's', 'v' || i FROM generate_series
 INSERT INTO messages SELECT i, 'v' || i FROM generate_series(1, 20) i;
 INSERT INTO loaded SELECT i, repeat(md5(i::text), 10) FROM generate_series(1, 2000) i;
 EOS
-my @follow = qw(renamed vacuumed messages loaded);
+my @follow = qw(renamed vacuumed messages loaded keys interrupted old_snapshot);
+# its snapshot is older than any mirror
+my $old = $t->session($t->source);
+$old->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM messages');
 
 my $sql = join(";\n", map { sprintf("SELECT peerdb_create_mirror('%s', 'dest', '[\"%s\"]')", $_, name($_)) } sort(keys %all), @follow);
 $sql .= q{; SELECT peerdb_create_mirror('added', 'dest', '[{"from": "public.several", "exclude": ["secret"]}, {"from": "public.leaves", "exclude": ["secret"]}]')};
@@ -230,6 +272,39 @@ $t->src("ALTER TABLE renamed RENAME TO renamed_now; INSERT INTO renamed_now VALU
 $t->sync('renamed');
 $t->same('renamed_now', 'RENAME of the table', to => 'renamed');
 is($t->status('renamed'), 'running', 'RENAME: the mirror goes on');
+
+# ---- a key that is dropped while another is there
+$t->src("ALTER TABLE keys DROP CONSTRAINT keys_pkey; INSERT INTO keys VALUES (100, 'other key'); UPDATE keys SET id = id + 1000 WHERE id < 5; DELETE FROM keys WHERE id = 6");
+$t->sync('keys', 'the primary key goes, a unique index stays');
+$t->same('keys', 'the primary key goes, a unique index stays');
+is($t->status('keys'), 'running', 'the mirror goes on');
+
+# ---- DDL of a transaction that cannot see the mirror
+$old->query_safe('ALTER TABLE old_snapshot ATTACH PARTITION old_snapshot_2 FOR VALUES FROM (100) TO (200); COMMIT');
+$old->quit;
+$t->until_failed('old_snapshot', qr/partition was attached/, 'ATTACH under a snapshot that is older than the mirror');
+
+# ---- DETACH CONCURRENTLY that is interrupted: from then on the rows are not the table's
+{
+	my $reader = $t->session($t->source);
+	$reader->query_safe('BEGIN; SELECT count(*) FROM interrupted');
+	my (undef, undef, $err) = $t->try("SET statement_timeout = '1s'; ALTER TABLE interrupted DETACH PARTITION interrupted_1 CONCURRENTLY;");
+	like($err, qr/statement timeout/, 'DETACH CONCURRENTLY is interrupted');
+	$reader->query_safe('COMMIT');
+	$reader->quit;
+	is($t->src('SELECT count(*) FROM interrupted'), '11', 'the partition is pending');
+	$t->until_failed('interrupted', qr/partition was detached/, 'DETACH CONCURRENTLY, interrupted');
+	$t->resync('interrupted');
+	$t->wait_status('interrupted', 'running', 'a partition is pending: resync');
+	$t->src("INSERT INTO interrupted_1 VALUES (0, 'not of it'); INSERT INTO interrupted VALUES (100, 'after'); DELETE FROM interrupted_1 WHERE id = 5");
+	$t->sync('interrupted');
+	$t->same('interrupted', 'a partition is pending: neither its rows nor its changes');
+	$t->src('ALTER TABLE interrupted DETACH PARTITION interrupted_1 FINALIZE');
+	$t->src("INSERT INTO interrupted VALUES (101, 'after'); DROP TABLE interrupted_1");
+	$t->sync('interrupted');
+	$t->same('interrupted', 'DETACH FINALIZE');
+	is($t->status('interrupted'), 'running', 'DETACH FINALIZE: nothing to fail for any more');
+}
 
 # ---- messages of others
 $t->src('CREATE ROLE stranger LOGIN');
@@ -331,6 +406,22 @@ $t->wait_status('loaded', 'running', 'ADD COLUMN during catch_up');
 $t->src('UPDATE loaded SET b = v WHERE id % 100 = 0');
 $t->sync('loaded');
 $t->same('loaded', 'ADD COLUMN during catch_up');
+
+# between the plan and the slot: WAL will tell nothing of it
+$release = $t->hold_phase('loaded', 'create_slot', 'loaded', sub { $t->resync('loaded'); });
+$t->src('ALTER TABLE loaded ADD COLUMN n int DEFAULT 5; UPDATE loaded SET n = id * 10');
+$release->();
+$t->wait_status('loaded', 'running', 'ADD COLUMN and UPDATE during create_slot');
+$t->sync('loaded');
+$t->same('loaded', 'ADD COLUMN and UPDATE during create_slot');
+cmp_ok($t->src($restarts), '>', 0, 'the run was planned again');
+
+$release = $t->hold_phase('loaded', 'create_slot', 'loaded', sub { $t->resync('loaded'); });
+$t->src("ALTER TABLE loaded DROP CONSTRAINT loaded_pkey, ADD PRIMARY KEY (id, v); INSERT INTO loaded (id, v) VALUES (1, 'the key is wider')");
+$release->();
+$t->wait_status('loaded', 'running', 'another key during create_slot');
+$t->sync('loaded');
+$t->same('loaded', 'another key during create_slot');
 
 $t->drop_all;
 done_testing();

@@ -362,6 +362,23 @@ $t->same('dom.k', 'a domain with a CHECK: equal');
 $t->src("SELECT peerdb_drop_mirror('domains')");
 $t->until_true("SELECT count(*) = 0 FROM peerdb.mirrors", 'a domain with a CHECK: dropped');
 
+# the mirror is a superuser's, the table and its domain are not
+$t->src('ALTER TABLE dom.k ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY');
+$t->create_mirror('super', ['dom.k'], { replace_existing => 'true' }, peer => 'dest2');
+$t->wait_status('super', 'running', 'a domain with a CHECK, in a mirror of a superuser');
+$t->dst('DELETE FROM dom.k');
+{
+	my $before = length PostgreSQL::Test::Utils::slurp_file($t->source->logfile);
+	$t->src('UPDATE dom.k SET n = 3');
+	$t->sync('super', 'a mirror of a superuser: a row was fetched');
+	$t->same('dom.k', 'a mirror of a superuser: equal');
+	my $log = substr(PostgreSQL::Test::Utils::slurp_file($t->source->logfile), $before);
+	like($log, qr/LOG:  checked as/, 'a mirror of a superuser: the CHECK was run');
+	is(join(',', grep { $_ ne 'domains' } $log =~ /LOG:  (?:checked|then) as (\S+)/g), '', 'a mirror of a superuser: as nobody but the owner of the table');
+}
+$t->src("SELECT peerdb_drop_mirror('super')");
+$t->until_true("SELECT count(*) = 0 FROM peerdb.mirrors", 'a mirror of a superuser: dropped');
+
 # ---- secrets: in no log, view, activity
 my $seen = '';
 foreach my $node ($t->source, $t->dest) { $seen .= PostgreSQL::Test::Utils::slurp_file($node->logfile) . $node->safe_psql('postgres', 'SELECT a::text FROM pg_stat_activity a'); }
