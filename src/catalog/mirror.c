@@ -335,9 +335,13 @@ resync_catalog_end_run(int64 run, const char *outcome, int sqlerrcode, const cha
 		set_mirror_after_run(row->mirror, "failed", sqlerrcode,
 							 psprintf("%s (%s)", error, CANCELLED_HINT));
 	else
-		/* what it was to replace was served on, and is */
-		set_mirror_after_run(row->mirror, row->keep_serving ? previous : "failed", sqlerrcode,
-							 error);
+		/*
+		 * What it was to replace was served on, and is; unless a swap had begun,
+		 * which may have fenced that out.
+		 */
+		set_mirror_after_run(row->mirror,
+							 row->keep_serving && row->phase != PHASE_SWAP ? previous : "failed",
+							 sqlerrcode, error);
 }
 
 void
