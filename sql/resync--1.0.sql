@@ -113,6 +113,7 @@ CREATE TABLE peerdb._partition (
 	partition bigint NOT NULL,			-- numbered within the run
 	ordinal int NOT NULL,				-- the table
 	relid oid NOT NULL,					-- the relation read: a leaf, or the table itself
+	more oid[] NOT NULL DEFAULT '{}',	-- further leaves, read whole after it
 	first_block bigint NOT NULL,
 	last_block bigint,					-- NULL: open-ended
 	est_bytes bigint NOT NULL,
@@ -362,7 +363,7 @@ COMMENT ON VIEW peerdb._visible_run IS 'resync internal: runs that the reader ma
 
 -- Partitions as they are now.  bytes_read: an estimate of what was read of it.
 CREATE VIEW peerdb._partition_now AS
-SELECT p.run, p.partition, p.ordinal, p.relid, p.first_block, p.last_block, p.status,
+SELECT p.run, p.partition, p.ordinal, p.relid, p.more, p.first_block, p.last_block, p.status,
 	CASE WHEN p.status = 'loading' THEN coalesce(x.rows, p.rows) ELSE p.rows END AS rows,
 	CASE WHEN p.status = 'loading' THEN coalesce(x.bytes, p.bytes) ELSE p.bytes END AS bytes,
 	p.attempts, p.started_at, p.finished_at, p.est_bytes,
@@ -475,7 +476,8 @@ COMMENT ON VIEW peerdb.runs IS 'runs of mirrors: first loads and resyncs';
 CREATE VIEW peerdb.partitions WITH (security_barrier) AS
 SELECT p.run, format('%I.%I', t.schema_name, t.table_name) AS source_table, p.partition,
 	p.first_block, p.last_block, p.status, p.rows, p.bytes, p.attempts, p.started_at, p.finished_at,
-	CASE WHEN c.oid IS NOT NULL THEN format('%I.%I', s.nspname, c.relname) END AS relation
+	CASE WHEN c.oid IS NOT NULL THEN format('%I.%I', s.nspname, c.relname) END AS relation,
+	1 + cardinality(p.more) AS relations
 FROM peerdb._visible_run r
 JOIN peerdb._partition_now p ON p.run = r.run
 JOIN peerdb._run_table t ON t.run = p.run AND t.ordinal = p.ordinal

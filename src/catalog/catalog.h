@@ -83,6 +83,7 @@ typedef struct RunPartition
 	int64		partition; /* numbered within the run */
 	int			ordinal;   /* the table */
 	Oid			relid;	   /* the relation read */
+	List	   *more;	   /* Oids of further ones, read whole after it */
 	BlockNumber first_block;
 	BlockNumber last_block; /* InvalidBlockNumber: open-ended */
 	int64		est_rows;	/* only put, into the table's estimate */

@@ -102,6 +102,32 @@ resync_catalog_remove_cleanup(const char *slot_name)
  * ----------------------------------------------------------------
  */
 
+static Datum
+oid_array(List *oids)
+{
+	Datum	 *values = palloc((list_length(oids) + 1) * sizeof(Datum));
+	ListCell *lc;
+
+	foreach(lc, oids)
+		values[foreach_current_index(lc)] = ObjectIdGetDatum(lfirst_oid(lc));
+	return PointerGetDatum(
+		construct_array(values, list_length(oids), OIDOID, sizeof(Oid), true, TYPALIGN_INT));
+}
+
+static List *
+oid_list(Datum array)
+{
+	Datum *values;
+	int	   n;
+	List  *oids = NIL;
+
+	deconstruct_array(DatumGetArrayTypeP(array), OIDOID, sizeof(Oid), true, TYPALIGN_INT, &values,
+					  NULL, &n);
+	for (int i = 0; i < n; i++)
+		oids = lappend_oid(oids, DatumGetObjectId(values[i]));
+	return oids;
+}
+
 void
 resync_catalog_put_partitions(int64 run, const RunPartition *partitions, int n)
 {
@@ -111,12 +137,12 @@ resync_catalog_put_partitions(int64 run, const RunPartition *partitions, int n)
 
 		(void) resync_catalog_exec(
 			"INSERT INTO peerdb._partition (run, partition, ordinal, relid, "
-			"first_block, last_block, est_bytes) "
-			"VALUES ($1, $2, $3, $4, $5, $6, $7)",
-			SPI_OK_INSERT, 7, ARG_INT8(run), ARG_INT8(p->partition), ARG_INT4(p->ordinal),
+			"first_block, last_block, est_bytes, more) "
+			"VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+			SPI_OK_INSERT, 8, ARG_INT8(run), ARG_INT8(p->partition), ARG_INT4(p->ordinal),
 			ARG_OID(p->relid), ARG_INT8((int64) p->first_block),
 			ARG_INT8_OR_NULL((int64) p->last_block, p->last_block == InvalidBlockNumber),
-			ARG_INT8(p->est_bytes));
+			ARG_INT8(p->est_bytes), OIDARRAYOID, oid_array(p->more), false);
 		resync_catalog_finish();
 	}
 
@@ -153,7 +179,7 @@ resync_catalog_partitions(int64 run, int *n)
 
 	rows = resync_catalog_exec(
 		"SELECT partition, ordinal, relid, first_block, last_block, est_bytes, "
-		"status, snapshot, rows, attempts "
+		"status, snapshot, rows, attempts, more "
 		"FROM peerdb._partition WHERE run = $1 ORDER BY partition",
 		SPI_OK_SELECT, 1, ARG_INT8(run));
 	result = MemoryContextAllocZero(context, Max(rows, 1) * sizeof(RunPartition));
@@ -161,6 +187,8 @@ resync_catalog_partitions(int64 run, int *n)
 	{
 		RunPartition *p = &result[i];
 		char		 *status = result_text(i, 7, CurrentMemoryContext);
+		MemoryContext old;
+		bool		  isnull;
 
 		p->partition = result_int8(i, 1, 0);
 		p->ordinal = result_int4(i, 2);
@@ -172,6 +200,9 @@ resync_catalog_partitions(int64 run, int *n)
 		p->snapshot = result_int4(i, 8);
 		p->rows = result_int8(i, 9, -1);
 		p->attempts = result_int4(i, 10);
+		old = MemoryContextSwitchTo(context);
+		p->more = oid_list(result_datum(i, 11, &isnull));
+		MemoryContextSwitchTo(old);
 	}
 	*n = (int) rows;
 	resync_catalog_finish();

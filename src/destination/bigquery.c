@@ -498,6 +498,7 @@ const DestinationRoutine resync_destination_bigquery = {
 	.done_partitions = resync_bq_done_partitions,
 	.reset_table = resync_bq_reset_table,
 	.load_begin = resync_bq_load_begin,
+	.load_relation = resync_bq_load_relation,
 	.load_row = resync_bq_load_row,
 	.load_finish = resync_bq_load_finish,
 	.load_abort = resync_bq_load_abort,

@@ -220,6 +220,16 @@ extern void resync_bq_map_columns(Destination *dest, ResyncTable *table);
 extern void resync_bq_map_added(Destination *dest, const ResyncTable *table, ResyncColumn *col);
 extern BqMapping *resync_bq_mapping(const ResyncTable *table);
 
+/*
+ * A key column's value (SQL), to be compared with "=" or grouped by: itself, or
+ * an expression of it, since NaN = NaN is false at BigQuery, and floats cannot be
+ * grouped by.  In the current context.
+ */
+extern char *resync_bq_key_value(const ResyncColumn *col, const char *value);
+
+/* " AND "-joined: the rows that two aliases stand for have the same key. */
+extern char *resync_bq_same_key(const ResyncTable *table, const char *left, const char *right);
+
 /* The mirror's own columns as they are now: at most BQ_MAX_EXTRAS; how many. */
 extern int resync_bq_extras(const BqDestination *dest, AvroColumn *columns);
 
@@ -268,6 +278,7 @@ extern void	 resync_bq_add_column(BqDestination *dest, const ResyncTable *table,
 /* ---- bigquery_load.c ---- */
 extern bool
 resync_bq_load_begin(Destination *dest, const ResyncTable *table, TupleDesc desc, int64 partition);
+extern void	 resync_bq_load_relation(Destination *dest, TupleDesc desc);
 extern void	 resync_bq_load_row(Destination *dest, TupleTableSlot *slot);
 extern int64 resync_bq_load_finish(Destination *dest);
 extern void	 resync_bq_load_abort(Destination *dest);

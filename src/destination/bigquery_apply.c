@@ -508,8 +508,11 @@ merge_source(ApplyState *state, ApplyTable *at)
 	appendStringInfo(&sql, " FROM %s _resync_s LEFT JOIN %s _resync_b ON ", stage,
 					 target_name(state, at->table));
 	for (int i = 0; i < at->table->nkeys; i++)
-		appendStringInfo(&sql, "%s_resync_b.%s = _resync_s._resync_b%d", i > 0 ? " AND " : "",
-						 resync_bq_ident(at->key[i]->dest_name), i);
+		appendStringInfo(
+			&sql, "%s%s = %s", i > 0 ? " AND " : "",
+			resync_bq_key_value(at->key[i],
+								psprintf("_resync_b.%s", resync_bq_ident(at->key[i]->dest_name))),
+			resync_bq_key_value(at->key[i], psprintf("_resync_s._resync_b%d", i)));
 	appendStringInfoChar(&sql, ')');
 	return sql.data;
 }
@@ -587,16 +590,9 @@ add_merge(ApplyState *state, ApplyTable *at)
 	StringInfoData	   names;
 	StringInfoData	   values;
 
-	appendStringInfo(&state->script, "MERGE %s _resync_t USING %s _resync_s ON ",
-					 target_name(state, table), merge_source(state, at));
-	for (int i = 0; i < table->nkeys; i++)
-	{
-		const char *name = resync_bq_ident(at->key[i]->dest_name);
-
-		appendStringInfo(&state->script, "%s_resync_t.%s = _resync_s.%s", i > 0 ? " AND " : "",
-						 name, name);
-	}
-	appendStringInfoChar(&state->script, '\n');
+	appendStringInfo(&state->script, "MERGE %s _resync_t USING %s _resync_s ON %s\n",
+					 target_name(state, table), merge_source(state, at),
+					 resync_bq_same_key(table, "_resync_t", "_resync_s"));
 	add_delete(state);
 	add_update(state, at);
 

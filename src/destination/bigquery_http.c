@@ -17,6 +17,7 @@
 
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "net/retry.h"
 #include "net/wait.h"
 #include "storage/latch.h"
 #include "utils/builtins.h"
@@ -182,7 +183,7 @@ static const struct
 	{"notImplemented", ERRCODE_FEATURE_NOT_SUPPORTED},
 	{"resourceInUse", ERRCODE_OBJECT_IN_USE},
 	/* what goes away by itself (net/retry.c) */
-	{"quotaExceeded", ERRCODE_CONFIGURATION_LIMIT_EXCEEDED},
+	{"quotaExceeded", RESYNC_ERRCODE_QUOTA_EXCEEDED},
 	{"rateLimitExceeded", ERRCODE_CONFIGURATION_LIMIT_EXCEEDED},
 	{"jobRateLimitExceeded", ERRCODE_CONFIGURATION_LIMIT_EXCEEDED},
 	{"resourcesExceeded", ERRCODE_INSUFFICIENT_RESOURCES},
@@ -233,11 +234,16 @@ pg_attribute_noreturn() raise_error(const char *reason, const char *text, int st
 	sqlstate = reason_sqlstate(reason, text != NULL ? text : "", status);
 	if (text != NULL && strlen(text) > MAX_ERROR_TEXT)
 		text = psprintf("%.*s...", pg_mbcliplen(text, strlen(text), MAX_ERROR_TEXT), text);
-	ereport(ERROR,
-			(errcode(sqlstate),
-			 text != NULL ? errmsg("BigQuery: %s", text) : errmsg("BigQuery: error without a text"),
-			 reason[0] != '\0' ? errdetail("Reason: %s.", reason)
-							   : errdetail("HTTP status %d.", status)));
+	ereport(
+		ERROR,
+		(errcode(sqlstate),
+		 text != NULL ? errmsg("BigQuery: %s", text) : errmsg("BigQuery: error without a text"),
+		 reason[0] != '\0' ? errdetail("Reason: %s.", reason)
+						   : errdetail("HTTP status %d.", status),
+		 sqlstate == RESYNC_ERRCODE_QUOTA_EXCEEDED
+			 ? errhint(
+				   "It is tried again, less and less often, until the quota is renewed or raised.")
+			 : 0));
 }
 
 void

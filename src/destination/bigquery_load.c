@@ -136,6 +136,16 @@ resync_bq_load_begin(Destination *head, const ResyncTable *table, TupleDesc desc
 }
 
 void
+resync_bq_load_relation(Destination *head, TupleDesc desc)
+{
+	BqLoad		 *load = &((BqDestination *) head)->load;
+	MemoryContext old = MemoryContextSwitchTo(load->context);
+
+	load->encoder = resync_encode_bq_make(desc, load->table);
+	MemoryContextSwitchTo(old);
+}
+
+void
 resync_bq_load_row(Destination *head, TupleTableSlot *slot)
 {
 	BqDestination *dest = (BqDestination *) head;

@@ -283,6 +283,34 @@ resync_bq_schema(const BqDestination *dest, const ResyncTable *table)
  * Columns
  * ------------------------------------------------------------------ */
 
+char *
+resync_bq_key_value(const ResyncColumn *col, const char *value)
+{
+	BqType type = resync_bq_type(col);
+
+	if (type.kind != BQ_FLOAT64)
+		return pstrdup(value);
+	return psprintf("IF(IS_NAN(%s), 'NaN', CAST(%s AS STRING))", value, value);
+}
+
+char *
+resync_bq_same_key(const ResyncTable *table, const char *left, const char *right)
+{
+	const ResyncColumn **key = resync_destination_key(table);
+	StringInfoData		 buf;
+
+	initStringInfo(&buf);
+	for (int i = 0; i < table->nkeys; i++)
+	{
+		char *name = resync_bq_ident(key[i]->dest_name);
+
+		appendStringInfo(&buf, "%s%s = %s", i > 0 ? " AND " : "",
+						 resync_bq_key_value(key[i], psprintf("%s.%s", left, name)),
+						 resync_bq_key_value(key[i], psprintf("%s.%s", right, name)));
+	}
+	return buf.data;
+}
+
 /* Name and type of one column; its keypos is final.  In a transaction. */
 static void
 map_column(const BqDestination *dest, Jsonb *json, ResyncColumn *col)

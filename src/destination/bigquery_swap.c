@@ -90,15 +90,13 @@ static char *
 transfer_query(BqDestination *dest, const ResyncTable *table, JsonNode *live)
 {
 	const ResyncOptions *options = dest->head.id->options;
-	const ResyncColumn **key = resync_destination_key(table);
 	char		  *deleted = find_own(table, live, options->soft_delete_col_name, PEERDB_DELETED);
 	char		  *synced = find_own(table, live, options->synced_at_col_name, PEERDB_SYNCED_AT);
-	StringInfoData names, values, source, same, sql;
+	StringInfoData names, values, source, sql;
 
 	initStringInfo(&names);
 	initStringInfo(&values);
 	initStringInfo(&source);
-	initStringInfo(&same);
 	for (int i = 0; i < table->ncols; i++)
 	{
 		const ResyncColumn *col = &table->cols[i];
@@ -125,18 +123,13 @@ transfer_query(BqDestination *dest, const ResyncTable *table, JsonNode *live)
 						 resync_bq_ident(deleted), resync_bq_ident(synced));
 	else
 		appendStringInfoString(&source, "CURRENT_TIMESTAMP() AS _resync_synced");
-	for (int i = 0; i < table->nkeys; i++)
-	{
-		char *name = resync_bq_ident(key[i]->dest_name);
-
-		appendStringInfo(&same, "%s_resync_t.%s = _resync_s.%s", i > 0 ? " AND " : "", name, name);
-	}
 	initStringInfo(&sql);
 	appendStringInfo(&sql,
 					 "MERGE %s _resync_t USING (SELECT %s FROM %s _resync_o) _resync_s ON %s\n"
 					 "WHEN NOT MATCHED THEN INSERT (%s) VALUES (%s)",
 					 resync_bq_table(dest, table->build_name), source.data,
-					 resync_bq_table(dest, table->dest_name), same.data, names.data, values.data);
+					 resync_bq_table(dest, table->dest_name),
+					 resync_bq_same_key(table, "_resync_t", "_resync_s"), names.data, values.data);
 	return sql.data;
 }
 

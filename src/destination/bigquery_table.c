@@ -285,21 +285,16 @@ resync_bq_build_key(Destination *head, const ResyncTable *table)
 	const ResyncColumn **key = resync_destination_key(table);
 	BqFence				 fence;
 	StringInfoData		 keys;
-	StringInfoData		 same;
 
 	resync_bq_fence(dest, &fence);
 	(void) resync_bq_require_owned(dest, table, false);
 	if (table->multi_snapshot && table->nkeys > 0)
 	{
 		initStringInfo(&keys);
-		initStringInfo(&same);
 		for (int i = 0; i < table->nkeys; i++)
 		{
-			char *column = resync_bq_ident(key[i]->dest_name);
-
-			appendStringInfo(&keys, "%s%s", i > 0 ? ", " : "", column);
-			appendStringInfo(&same, "%s_resync_t.%s = _resync_d.%s", i > 0 ? " AND " : "", column,
-							 column);
+			appendStringInfo(&keys, "%s%s", i > 0 ? ", " : "",
+							 resync_bq_key_value(key[i], resync_bq_ident(key[i]->dest_name)));
 		}
 		(void) resync_bq_exec(
 			dest,
@@ -310,7 +305,8 @@ resync_bq_build_key(Destination *head, const ResyncTable *table)
 				"DELETE FROM %s _resync_t WHERE EXISTS (SELECT 1 FROM resync_twice _resync_d WHERE %s);\n"
 				"INSERT INTO %s SELECT * FROM resync_twice;\n"
 				"COMMIT TRANSACTION;",
-				name, keys.data, keys.data, name, same.data, name),
+				name, keys.data, keys.data, name,
+				resync_bq_same_key(table, "_resync_t", "_resync_d"), name),
 			NULL, NULL);
 	}
 	MemoryContextSwitchTo(old);

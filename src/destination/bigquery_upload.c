@@ -223,7 +223,7 @@ send_chunk(BqUpload *upload, bool last)
 		}
 		if (response != NULL && response->status == 401)
 			resync_bq_forget_token(upload->dest);
-		resync_bq_sleep(resync_retry_delay(tries));
+		resync_bq_sleep(resync_retry_delay(0, tries));
 		probe = true;
 	}
 }

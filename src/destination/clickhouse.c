@@ -685,6 +685,7 @@ const DestinationRoutine resync_destination_clickhouse = {
 	.done_partitions = resync_ch_done_partitions,
 	.reset_table = resync_ch_reset_table,
 	.load_begin = resync_ch_load_begin,
+	.load_relation = resync_ch_load_relation,
 	.load_row = resync_ch_load_row,
 	.load_finish = resync_ch_load_finish,
 	.load_abort = resync_ch_load_abort,

@@ -261,6 +261,7 @@ extern uint64 resync_ch_now(void);							/* ns since 1970 */
 extern char	 *resync_ch_key_list(const ResyncTable *table); /* "`a`, `b`" */
 extern bool
 resync_ch_load_begin(Destination *dest, const ResyncTable *table, TupleDesc desc, int64 partition);
+extern void	 resync_ch_load_relation(Destination *dest, TupleDesc desc);
 extern void	 resync_ch_load_row(Destination *dest, TupleTableSlot *slot);
 extern int64 resync_ch_load_finish(Destination *dest);
 extern void	 resync_ch_load_abort(Destination *dest);

@@ -155,6 +155,16 @@ request_is_full(const ChLoad *load)
 }
 
 void
+resync_ch_load_relation(Destination *head, TupleDesc desc)
+{
+	ChLoad		 *load = &((ChDestination *) head)->load;
+	MemoryContext old = MemoryContextSwitchTo(load->context);
+
+	resync_native_set_encoder(load->block, resync_encode_ch_make(desc, load->table));
+	MemoryContextSwitchTo(old);
+}
+
+void
 resync_ch_load_row(Destination *head, TupleTableSlot *slot)
 {
 	ChDestination *dest = (ChDestination *) head;

@@ -158,14 +158,17 @@ struct DestinationRoutine
 
 	/*
 	 * One partition: begin (false: its done-mark is there, nothing to do),
-	 * rows, finish (-1: another's done-mark came first, his rows count).  load_row encodes the slot's tuple; desc of load_begin is
-	 * the descriptor of the relation that rows come from.  load_finish returns
+	 * rows, finish (-1: another's done-mark came first, his rows count).
+	 * load_row encodes the slot's tuple; desc of load_begin is the descriptor of
+	 * the relation that rows come from, until load_relation tells of another,
+	 * which outlives the partition, too.  load_finish returns
 	 * the number of rows the destination acknowledged; rows and the done-mark
 	 * are durable then.  load_abort gives a partition up (no error).
 	 * bytes counts what was handed to the network since load_begin.
 	 */
 	bool (*load_begin)(Destination *dest, const ResyncTable *table, TupleDesc desc,
 					   int64 partition);
+	void (*load_relation)(Destination *dest, TupleDesc desc);
 	void (*load_row)(Destination *dest, TupleTableSlot *slot);
 	int64 (*load_finish)(Destination *dest);
 	void (*load_abort)(Destination *dest);

@@ -814,6 +814,7 @@ const DestinationRoutine resync_destination_postgres = {
 	.done_partitions = resync_pg_done_partitions,
 	.reset_table = resync_pg_reset_table,
 	.load_begin = resync_pg_load_begin,
+	.load_relation = resync_pg_load_relation,
 	.load_row = resync_pg_load_row,
 	.load_finish = resync_pg_load_finish,
 	.load_abort = resync_pg_load_abort,

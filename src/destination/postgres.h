@@ -119,6 +119,7 @@ extern char *resync_pg_index_prefix(const PgDestination *dest, const ResyncTable
 /* postgres_load.c */
 extern bool
 resync_pg_load_begin(Destination *dest, const ResyncTable *table, TupleDesc desc, int64 partition);
+extern void	 resync_pg_load_relation(Destination *dest, TupleDesc desc);
 extern void	 resync_pg_load_row(Destination *dest, TupleTableSlot *slot);
 extern int64 resync_pg_load_finish(Destination *dest);
 extern void	 resync_pg_load_abort(Destination *dest);

@@ -99,6 +99,16 @@ resync_pg_load_begin(Destination *head, const ResyncTable *table, TupleDesc desc
 }
 
 void
+resync_pg_load_relation(Destination *head, TupleDesc desc)
+{
+	PgLoad		 *load = &((PgDestination *) head)->load;
+	MemoryContext old = MemoryContextSwitchTo(load->context);
+
+	load->encoder = resync_encode_pg_make(desc, load->table->cols, load->table->ncols);
+	MemoryContextSwitchTo(old);
+}
+
+void
 resync_pg_load_row(Destination *head, TupleTableSlot *slot)
 {
 	PgDestination *dest = (PgDestination *) head;

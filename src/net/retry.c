@@ -14,6 +14,8 @@
 
 #define RETRY_FIRST_MS 500
 #define RETRY_MAX_MS 30000
+#define QUOTA_FIRST_MS 5000
+#define QUOTA_MAX_MS 600000
 
 bool
 resync_retry_is_transient(int sqlerrcode)
@@ -46,10 +48,12 @@ resync_retry_is_transient(int sqlerrcode)
 }
 
 long
-resync_retry_delay(int attempt)
+resync_retry_delay(int sqlerrcode, int attempt)
 {
+	bool   quota = (sqlerrcode == RESYNC_ERRCODE_QUOTA_EXCEEDED);
 	int	   doublings = Min(Max(attempt, 1) - 1, 10);
-	double ms = Min((double) RETRY_FIRST_MS * (1 << doublings), (double) RETRY_MAX_MS);
+	double ms = Min((double) (quota ? QUOTA_FIRST_MS : RETRY_FIRST_MS) * (1 << doublings),
+					(double) (quota ? QUOTA_MAX_MS : RETRY_MAX_MS));
 
 	/* between 3/4 and all of it, so that workers do not come back together */
 	return (long) (ms * (0.75 + 0.25 * pg_prng_double(&pg_global_prng_state)));

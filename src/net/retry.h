@@ -14,8 +14,16 @@
  */
 extern bool resync_retry_is_transient(int sqlerrcode);
 
-/* Milliseconds before try number `attempt` (from 1): doubling, jittered, at
- * most 30 s. */
-extern long resync_retry_delay(int attempt);
+/*
+ * A quota is used up, and what fails is counted, too: worth another try, but
+ * only after minutes.
+ */
+#define RESYNC_ERRCODE_QUOTA_EXCEEDED MAKE_SQLSTATE('5', '3', 'R', 'S', '1')
+
+/*
+ * Milliseconds before try number `attempt` (from 1) after an error (0: none):
+ * doubling, jittered, at most 30 s; after a quota, 10 minutes.
+ */
+extern long resync_retry_delay(int sqlerrcode, int attempt);
 
 #endif /* RESYNC_RETRY_H */

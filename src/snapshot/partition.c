@@ -197,6 +197,7 @@ split_leaf(List *list, const LeafSize *leaf, int64 nparts)
 		double share = leaf->nblocks > 0 ? (double) (next - first) / leaf->nblocks : 1.0;
 
 		part->relid = leaf->relid;
+		part->more = NIL;
 		part->first_block = (BlockNumber) first;
 		part->last_block = i == nparts - 1 ? InvalidBlockNumber : (BlockNumber) (next - 1);
 		part->est_rows = (int64) rint(leaf->rows * share);
@@ -204,6 +205,22 @@ split_leaf(List *list, const LeafSize *leaf, int64 nparts)
 		list = lappend(list, part);
 	}
 	return list;
+}
+
+/* Small enough for the partition of the leaves before it: goes into that. */
+static bool
+join_last(List *partitions, const LeafSize *leaf, int64 rows_per_partition)
+{
+	SnapshotPartition *last = partitions != NIL ? llast(partitions) : NULL;
+
+	if (last == NULL || last->first_block != 0 || last->last_block != InvalidBlockNumber ||
+		list_length(last->more) >= SNAPSHOT_MAX_MORE ||
+		last->est_rows + leaf->rows > rows_per_partition)
+		return false;
+	last->more = lappend_oid(last->more, leaf->relid);
+	last->est_rows += (int64) rint(leaf->rows);
+	last->est_bytes += (int64) rint(leaf->bytes);
+	return true;
 }
 
 /*
@@ -233,6 +250,8 @@ resync_snapshot_partitions(Oid relid, int64 rows_per_partition, int64 override)
 		double	  wanted;
 
 		CHECK_FOR_INTERRUPTS();
+		if (override <= 0 && join_last(partitions, leaf, rows_per_partition))
+			continue;
 		if (override <= 0)
 			wanted = ceil(leaf->rows / (double) rows_per_partition);
 		else

@@ -11,10 +11,18 @@
 #include "executor/tuptable.h"
 #include "utils/rel.h"
 
-/* One partition: a block range of one relation with storage. */
+/* relations that one partition reads after its first, at most */
+#define SNAPSHOT_MAX_MORE 63
+
+/*
+ * One partition: a block range of one relation with storage, or several small
+ * relations as a whole.
+ */
 typedef struct SnapshotPartition
 {
 	Oid			relid; /* leaf, or the table itself */
+	List	   *more;  /* Oids of further leaves, read whole after it: then it
+						* is read whole, too */
 	BlockNumber first_block;
 	BlockNumber last_block; /* InvalidBlockNumber: open-ended, to the
 								 * relation's end when it is read; also the
@@ -28,9 +36,10 @@ typedef struct SnapshotPartition
  * partitioned or inherited one.  By block ranges from the relations' size and
  * density; nothing is counted or sorted.  Relations are opened with
  * ACCESS SHARE, kept until the transaction's end.  Caller: coordinator, in a
- * transaction.  rows_per_partition > 0; override > 0 is the number of
- * partitions wanted for the whole table.  Returns a list of
- * SnapshotPartition *.
+ * transaction.  rows_per_partition > 0; leaves that have fewer are put together
+ * (a partition costs round trips, and at some destinations a quota).
+ * override > 0 is the number of partitions wanted for the whole table; then each
+ * leaf has its own.  Returns a list of SnapshotPartition *.
  */
 extern List *resync_snapshot_partitions(Oid relid, int64 rows_per_partition, int64 override);
 

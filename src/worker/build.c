@@ -713,7 +713,7 @@ step_swap(Coordinator *co)
 	}
 	if (!co->run->routine->swap(co->dest, co->run->tables, co->run->ntables, lsn, replaces))
 	{
-		long delay = resync_retry_delay(++co->swap_tries);
+		long delay = resync_retry_delay(0, ++co->swap_tries);
 
 		ereport(LOG, (errmsg("the swap of mirror \"%s\" did not get its locks and is tried again",
 							 co->mirror->name)));

@@ -87,11 +87,12 @@ child_ended(RunCtl *ctl, const char *what, ResyncErrorReport *report, int *failu
 					  report->detail[0] ? errdetail_internal("%s", report->detail) : 0));
 		ctl->trouble = *report;
 	}
+	(*failures)++;
+	*not_before = TimestampTzPlusMilliseconds(
+		GetCurrentTimestamp(), resync_retry_delay(report->set ? report->sqlerrcode : 0, *failures));
 	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
 	report->set = false;
 	LWLockRelease(ResyncShmem->lock);
-	(*failures)++;
-	*not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), resync_retry_delay(*failures));
 }
 
 static void

@@ -67,7 +67,7 @@ coordinator_exit(int code, Datum arg)
 				self->ms->failures = 0;
 			self->ms->failures++;
 			self->ms->not_before = TimestampTzPlusMilliseconds(
-				GetCurrentTimestamp(), resync_retry_delay(self->ms->failures));
+				GetCurrentTimestamp(), resync_retry_delay(0, self->ms->failures));
 		}
 	}
 	launcher = ResyncShmem->launcher_pgprocno;
@@ -345,8 +345,8 @@ static void
 retry_later(Coordinator *co, const ErrorData *edata)
 {
 	co->failures++;
-	co->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-												 resync_retry_delay(co->failures));
+	co->not_before = TimestampTzPlusMilliseconds(
+		GetCurrentTimestamp(), resync_retry_delay(edata->sqlerrcode, co->failures));
 	ereport(LOG, (errcode(edata->sqlerrcode), errmsg("mirror \"%s\" goes on after an error: %s",
 													 co->mirror->name, edata->message)));
 	resync_catalog_begin();
@@ -413,8 +413,8 @@ handle_error(Coordinator *co, ErrorData *edata, bool in_build)
 	{
 		/* the catalog could not even be read */
 		co->failures++;
-		co->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-													 resync_retry_delay(co->failures));
+		co->not_before = TimestampTzPlusMilliseconds(
+			GetCurrentTimestamp(), resync_retry_delay(edata->sqlerrcode, co->failures));
 		ereport(LOG, (errcode(edata->sqlerrcode),
 					  errmsg("mirror " INT64_FORMAT " goes on after an error: %s", co->args.mirror,
 							 edata->message)));
@@ -791,7 +791,7 @@ guarded_step(Coordinator *co)
 		LWLockReleaseAll();
 		co->failures++;
 		co->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-													 resync_retry_delay(co->failures));
+													 resync_retry_delay(0, co->failures));
 	}
 	PG_END_TRY();
 	FreeErrorData(failed);

@@ -172,22 +172,14 @@ keep_rate(Copier *c, int64 sent)
 	c->rate_checked = sent;
 }
 
-/*
- * All rows of the partition; returns rows acknowledged, -1 if the destination
- * has it already.
- */
+/* Rows of one relation of the partition, after the rows before it; all in all. */
 static int64
-copy_rows(Copier *c, const ResyncTable *table, Relation rel)
+copy_relation(Copier *c, Relation rel, BlockNumber first, BlockNumber last, int64 rows)
 {
 	const DestinationRoutine *routine = c->run->routine;
-	SnapshotScan			 *scan;
+	SnapshotScan			 *scan = resync_snapshot_begin(rel, first, last);
 	TupleTableSlot			 *slot;
-	int64					  rows = 0;
-	int64					  acknowledged;
 
-	if (!routine->load_begin(c->dest, table, RelationGetDescr(rel), c->cs->partition))
-		return -1;
-	scan = resync_snapshot_begin(rel, c->cs->first_block, c->cs->last_block);
 	while ((slot = resync_snapshot_next(scan)) != NULL)
 	{
 		routine->load_row(c->dest, slot);
@@ -200,6 +192,28 @@ copy_rows(Copier *c, const ResyncTable *table, Relation rel)
 		}
 	}
 	resync_snapshot_end(scan);
+	return rows;
+}
+
+/*
+ * All rows of the partition, from its relations; returns rows acknowledged, -1
+ * if the destination has it already.
+ */
+static int64
+copy_rows(Copier *c, const ResyncTable *table, Relation *rels, int nrels)
+{
+	const DestinationRoutine *routine = c->run->routine;
+	int64					  rows;
+	int64					  acknowledged;
+
+	if (!routine->load_begin(c->dest, table, RelationGetDescr(rels[0]), c->cs->partition))
+		return -1;
+	rows = copy_relation(c, rels[0], c->cs->first_block, c->cs->last_block, 0);
+	for (int i = 1; i < nrels; i++)
+	{
+		routine->load_relation(c->dest, RelationGetDescr(rels[i]));
+		rows = copy_relation(c, rels[i], 0, InvalidBlockNumber, rows);
+	}
 	RESYNC_DEBUG_POINT("before_partition_commit");
 	acknowledged = routine->load_finish(c->dest);
 	RESYNC_DEBUG_POINT("after_partition_commit");
@@ -255,9 +269,10 @@ static void
 load_partition(Copier *c)
 {
 	const ResyncTable *table = c->run->tables[c->cs->ordinal];
-	Relation		   rel;
+	int				   nrels = 1 + c->cs->nmore;
+	Relation		   rels[1 + SNAPSHOT_MAX_MORE];
 	int64			   acknowledged = 0;
-	bool			   current;
+	bool			   current = true;
 
 	c->current = table;
 	pg_atomic_write_u64(&c->cs->rows, 0);
@@ -272,13 +287,19 @@ load_partition(Copier *c)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	MemoryContextSwitchTo(c->partition_context);
 
-	rel = try_relation_open(c->cs->relid, AccessShareLock);
-	current = (rel != NULL && resync_snapshot_is_current(rel) &&
-			   plan_fits(table, RelationGetDescr(rel)));
+	for (int i = 0; i < nrels; i++)
+	{
+		rels[i] = try_relation_open(i == 0 ? c->cs->relid : c->cs->more[i - 1], AccessShareLock);
+		current = (current && rels[i] != NULL && resync_snapshot_is_current(rels[i]) &&
+				   plan_fits(table, RelationGetDescr(rels[i])));
+	}
 	if (current)
-		acknowledged = copy_rows(c, table, rel);
-	if (rel != NULL)
-		relation_close(rel, NoLock);
+		acknowledged = copy_rows(c, table, rels, nrels);
+	for (int i = 0; i < nrels; i++)
+	{
+		if (rels[i] != NULL)
+			relation_close(rels[i], NoLock);
+	}
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(c->context);

@@ -202,8 +202,8 @@ probe_ended(void)
 	{
 		ds->probing = false;
 		ds->probe_failures++;
-		ds->probe_not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-														   resync_retry_delay(ds->probe_failures));
+		ds->probe_not_before = TimestampTzPlusMilliseconds(
+			GetCurrentTimestamp(), resync_retry_delay(0, ds->probe_failures));
 		again = true;
 	}
 	LWLockRelease(ResyncShmem->lock);
@@ -307,7 +307,7 @@ check_starting(MirrorShared *ms, int i)
 	{
 		ms->failures++;
 		ms->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-													 resync_retry_delay(ms->failures));
+													 resync_retry_delay(0, ms->failures));
 	}
 	LWLockRelease(ResyncShmem->lock);
 }
@@ -363,9 +363,10 @@ run_coordinators(void)
 				LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
 				ms->starting = false;
 				ms->failures++;
-				ms->not_before = TimestampTzPlusMilliseconds(now, resync_retry_delay(ms->failures));
+				ms->not_before = TimestampTzPlusMilliseconds(now,
+															 resync_retry_delay(0, ms->failures));
 				LWLockRelease(ResyncShmem->lock);
-				wait = resync_retry_delay(ms->failures);
+				wait = resync_retry_delay(0, ms->failures);
 			}
 			else
 				wait = START_TIMEOUT_MS;

@@ -62,6 +62,7 @@ plan_partitions(Coordinator *co)
 			rows[n].partition = number++;
 			rows[n].ordinal = table->ordinal;
 			rows[n].relid = p->relid;
+			rows[n].more = p->more;
 			rows[n].first_block = p->first_block;
 			rows[n].last_block = p->last_block;
 			rows[n].est_rows = p->est_rows;
@@ -403,6 +404,9 @@ assign(Coordinator *co, CopierShared *cs, RunPartition *p)
 	cs->partition = p->partition;
 	cs->ordinal = p->ordinal;
 	cs->relid = p->relid;
+	cs->nmore = list_length(p->more);
+	for (int i = 0; i < cs->nmore; i++)
+		cs->more[i] = list_nth_oid(p->more, i);
 	cs->first_block = p->first_block;
 	cs->last_block = p->last_block;
 	pg_atomic_write_u64(&cs->rows, 0);

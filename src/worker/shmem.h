@@ -18,6 +18,7 @@
 #include "datatype/timestamp.h"
 #include "decode/decode.h"
 #include "port/atomics.h"
+#include "snapshot/snapshot.h"
 #include "storage/block.h"
 #include "storage/lwlock.h"
 #include "storage/proc.h"
@@ -81,6 +82,8 @@ typedef struct CopierShared
 	int64		partition;
 	int			ordinal;
 	Oid			relid;
+	int			nmore;
+	Oid			more[SNAPSHOT_MAX_MORE]; /* read whole after it */
 	BlockNumber first_block;
 	BlockNumber last_block;
 	/* progress, written by the copier */

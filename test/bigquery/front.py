@@ -115,12 +115,35 @@ class Service:
         self.releases = 0
         self.down = False
         self.count = 0
+        self.given = {}
         self.port = None
         self.emulator_port = None
 
     def log(self, entry):
         with self.lock, open(self.options.log, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+
+    # ------------------------------------------------------------ what the emulator does not keep
+
+    def give(self, path, patch):
+        """Note a table's expiry and its fields' policy tags, of a patch."""
+        given = self.given.setdefault(path, {"tags": {}})
+        if "expirationTime" in patch:
+            given["expirationTime"] = patch["expirationTime"]
+        for field in (patch.get("schema") or {}).get("fields", []):
+            if "policyTags" in field:
+                given["tags"][field["name"].lower()] = field["policyTags"]
+
+    def add_given(self, path, table):
+        given = self.given.get(path)
+        if given is None or table is None:
+            return
+        if given.get("expirationTime") is not None:
+            table["expirationTime"] = given["expirationTime"]
+        for field in table["schema"]["fields"]:
+            tags = given["tags"].get(field["name"].lower())
+            if tags is not None:
+                field["policyTags"] = tags
 
     # ------------------------------------------------------------ emulator
 
@@ -365,6 +388,7 @@ class Service:
         the one that is there.  Nobody sees that it is missing: the caller has the
         lock that statements wait for.  Returns an error or None."""
         path = API + "%(projectId)s/datasets/%(datasetId)s/tables/%(tableId)s"
+        self.given.pop(path % copy["destinationTable"], None)
         status, old = self.emulator("GET", path % copy["destinationTable"])
         if status != 200 or copy.get("writeDisposition") != "WRITE_TRUNCATE":
             return None
@@ -534,6 +558,12 @@ class Handler(BaseHTTPRequestHandler):
             body = self.patch(path, job)
         with service.work:
             status, answer = service.emulator(self.command, self.path, body, {"Content-Type": "application/json"} if body else {})
+            if status < 300 and self.command == "PATCH":
+                service.give(path, job)
+            elif self.command == "DELETE":
+                service.given.pop(path, None)
+            if status < 300 and self.command == "GET":
+                service.add_given(path, answer)
         if self.command == "GET" and re.fullmatch(r"/bigquery/v2/projects/[^/]+/datasets/[^/]+/tables", path):
             # the emulator leaves labels out of the list
             for table in (answer or {}).get("tables", []):

@@ -160,6 +160,23 @@ $t->src('TRUNCATE pr; INSERT INTO pr VALUES (1, \'again\')');
 parts('TRUNCATE of the root');
 is($t->dst("SELECT count(*) FROM pg_class WHERE relname ~ '^p[lrh]_' AND relkind = 'r'"), '0', 'only the roots are at the destination');
 
+# small leaves are loaded together, whatever their layout; not too many of them
+$t->src(<<'EOS');
+CREATE TABLE pm (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+DO $$ BEGIN FOR i IN 0 .. 199 LOOP EXECUTE format('CREATE TABLE pm_%s PARTITION OF pm FOR VALUES FROM (%s) TO (%s)', i, i * 10, i * 10 + 10); END LOOP; END $$;
+INSERT INTO pm SELECT i, 'm' || i FROM generate_series(0, 1999) i;
+EOS
+$t->resync('parts', { snapshot_num_rows_per_partition => 100_000 });
+$t->wait_status('parts', 'running');
+parts('small leaves together');
+is($t->src("SELECT string_agg(relations::text, ',') FROM peerdb.partitions WHERE source_table = 'public.pl'"), '4', 'four leaves in one partition');
+$t->create_mirror('many', ['public.pm']);
+$t->wait_status('many', 'running');
+$t->sync('many');
+$t->same('pm', '200 leaves');
+is($t->src("SELECT count(*) || ' ' || sum(relations) FROM peerdb.partitions WHERE source_table = 'public.pm'"), '4 200', '200 leaves in four partitions');
+$t->src("SELECT peerdb_drop_mirror('many')");
+
 # a new empty partition is no reason to fail
 $t->src('CREATE TABLE pr_3 PARTITION OF pr FOR VALUES FROM (3000) TO (4000); INSERT INTO pr VALUES (3500, \'new leaf\')');
 my ($ok) = $t->try("SELECT peerdb_wait_for_lsn('parts', NULL, '60 s')");

@@ -19,8 +19,11 @@ CREATE TABLE s."Odd `Name" ("ID" bigint PRIMARY KEY, "select" text, "GROUP" int)
 CREATE TABLE log (at int, what text);
 INSERT INTO log SELECT i % 5, 'load' FROM generate_series(1, 50) i;
 CREATE TABLE empty (id int PRIMARY KEY);
+CREATE TABLE floats (f float8 PRIMARY KEY, v int, big text);
+ALTER TABLE floats ALTER big SET STORAGE EXTERNAL;
+INSERT INTO floats VALUES (1.5, 1, NULL), ('NaN', 2, repeat('n', 5000)), (0.1, 3, NULL);
 EOS
-$t->create_mirror('m', [ 'public.a', 'public.two', { from => 'public.log', append => \1 }, 'public.empty' ],
+$t->create_mirror('m', [ 'public.a', 'public.two', { from => 'public.log', append => \1 }, 'public.empty', 'public.floats' ],
 	{ snapshot_num_rows_per_partition => 100 });
 $t->wait_status('m', 'running') or $t->describe('m');
 sub equal
@@ -31,6 +34,8 @@ sub equal
 	$t->same_bq('two', "$what: two");
 	$t->same_bq('log', "$what: log", soft_delete => undef);
 	$t->same_bq('empty', "$what: empty");
+	$t->same_bq('floats', "$what: floats", columns => [ 'f::text', 'v::text', 'length(big)::text' ],
+		bq_columns => [ "IF(IS_NAN(f), 'NaN', CAST(f AS STRING))", 'CAST(v AS STRING)', 'CAST(LENGTH(big) AS STRING)' ]);
 	return;
 }
 equal('load');
@@ -42,6 +47,7 @@ DELETE FROM a WHERE id IN (3, 4);
 UPDATE two SET x = x + 100 WHERE y = 'y3';
 INSERT INTO log SELECT 9, 'same' FROM generate_series(1, 10);
 INSERT INTO empty VALUES (1);
+UPDATE floats SET v = v + 10;		-- its row is there, with the large value
 EOS
 equal('changes');
 is($t->bq('SELECT COUNT(*) FROM d.a WHERE _peerdb_is_deleted AND id IN (3, 4)'), '2', 'deleted rows are kept');
@@ -57,6 +63,11 @@ INSERT INTO a VALUES (1001, 'anew', 2, NULL);
 COMMIT;
 EOS
 equal('a transaction of moves');
+$t->src("UPDATE floats SET f = 7 WHERE f = 'NaN'");
+equal('a key that was NaN');
+$t->src("UPDATE floats SET f = 'NaN' WHERE f = 7; DELETE FROM floats WHERE f = 0.1");
+equal('a key that is NaN again');
+is($t->bq('SELECT COUNT(*) FROM d.floats WHERE IS_NAN(f)'), '1', 'a key that is NaN: one row');
 is($t->bq('SELECT COUNT(*) FROM d.a WHERE _peerdb_is_deleted AND id = 3'), '0', 'a row that came back is not deleted');
 
 $t->src("TRUNCATE two; INSERT INTO two VALUES (1, 'y0', 5), (2, 'after', 6)");

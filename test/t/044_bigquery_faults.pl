@@ -42,7 +42,7 @@ foreach my $case (
 	[ 'a lost request', 'drop_before', "$insert.*MERGE" ],
 	[ 'the service is busy', 'fail', "$insert.*MERGE", status => 503, reason => 'backendError' ],
 	[ 'a rate limit', 'fail', "$insert.*MERGE", status => 403, reason => 'rateLimitExceeded' ],
-	[ 'a quota', 'fail', '^POST /upload', status => 403, reason => 'quotaExceeded' ],
+	[ 'a quota', 'fail', '^POST /upload', status => 403, reason => 'quotaExceeded', shows => 'quotaExceeded.*until the quota is renewed' ],
 	[ 'a job that failed in the service', 'job_error', "$insert.*MERGE", reason => 'backendError' ],
 	[ 'transactions that met', 'job_error', "$insert.*MERGE", reason => 'invalidQuery', message => 'Transaction is aborted due to concurrent update against table t' ],
 	[ 'a load job that failed in the service', 'job_error', '^POST /upload', reason => 'internalError' ],
@@ -54,9 +54,11 @@ foreach my $case (
 	[ 'a job that is not found at once', 'fail', '^GET .*/jobs/', status => 500, reason => 'internalError' ])
 {
 	my ($name, $action, $match, %o) = @$case;
+	my $shows = delete $o{shows};
 	my $id = $t->fault($action, $match, %o);
 	change();
 	$t->until_fault($id, "$name: it has happened");
+	$t->until_true("SELECT error ~ '$shows' FROM peerdb.mirrors", "$name: it is shown, with what becomes of it") if defined $shows;
 	all_well($name);
 }
 

@@ -21,9 +21,23 @@ $t->src('DELETE FROM w WHERE id <= 10');
 $t->sync('m');
 
 # ---- what others gave the table
-my ($status) = $t->rest('PATCH', "/datasets/d/tables/w", { description => 'of sales', labels => { team => 'sales' },
-	schema => { fields => [ map { $_->{name} eq 'v' ? { %$_, description => 'the value' } : $_ } @{ $t->table('w')->{schema}{fields} } ] } });
-is($status, 200, 'description and label are set');
+my $tag = 'projects/p/locations/us/taxonomies/1/policyTags/2';
+my $expiry = '' . (time() + 86400) . '000';
+my ($status) = $t->rest('PATCH', "/datasets/d/tables/w", { description => 'of sales', labels => { team => 'sales' }, expirationTime => $expiry,
+	schema => { fields => [ map { $_->{name} eq 'v' ? { %$_, description => 'the value', policyTags => { names => [$tag] } } : $_ } @{ $t->table('w')->{schema}{fields} } ] } });
+is($status, 200, 'description, label, expiry and policy tag are set');
+sub has_all
+{
+	my ($what) = @_;
+	my $table = $t->table('w');
+	my ($v) = grep { $_->{name} eq 'v' } @{ $table->{schema}{fields} };
+	is("$table->{description}, $table->{labels}{team}", 'of sales, sales', "$what: description and label are there");
+	is($table->{expirationTime}, $expiry, "$what: the expiry is there");
+	is($v->{description}, 'the value', "$what: a column's description is there");
+	is_deeply($v->{policyTags}, { names => [$tag] }, "$what: a column's policy tag is there");
+	return;
+}
+has_all('before');
 
 # ---- under writes, with readers
 my $dir = PostgreSQL::Test::Utils::tempdir();
@@ -48,9 +62,7 @@ my @counts = slurp_file("$dir/out") =~ /"rows":\s*\[\{"f":\s*\[\{"v":\s*"(\d+)"/
 cmp_ok(scalar(@counts), '>', 3, 'readers read (' . @counts . ')');
 is(scalar(grep { $_ < 1500 } @counts), 0, 'and always found a whole table');
 is($t->bq('SELECT COUNT(*) FROM d.w WHERE _peerdb_is_deleted AND id <= 10'), '10', 'deleted rows are carried over');
-my $table = $t->table('w');
-is("$table->{description}, $table->{labels}{team}", 'of sales, sales', 'description and label stay');
-is((grep { $_->{name} eq 'v' } @{ $table->{schema}{fields} })[0]{description}, 'the value', 'a column\'s description stays');
+has_all('after resyncs');
 
 # ---- other partitions
 $t->src(q{SELECT peerdb_edit_mirror('m', tables => '[{"from": "public.w", "partition_by": "at MONTH", "cluster_by": ["v", "id"]}]')});
@@ -60,10 +72,10 @@ $t->wait_status('m', 'running', 'other partitions') or $t->describe('m');
 $t->src("INSERT INTO w VALUES (90001, '2030-01-01', 1, 'after')");
 $t->sync('m');
 $t->same_bq('w', 'other partitions: equal');
-$table = $t->table('w');
+my $table = $t->table('w');
 is("$table->{timePartitioning}{field} $table->{timePartitioning}{type} @{ $table->{clustering}{fields} }", 'at MONTH v id', 'the table has them');
 is($t->bq('SELECT COUNT(*) FROM d.w WHERE _peerdb_is_deleted AND id <= 10'), '10', 'other partitions: deleted rows are carried over');
-is($table->{description}, 'of sales', 'other partitions: the description stays');
+has_all('other partitions');
 
 # ---- bad input: refused with the reason, and the mirror runs on
 my $mirrors = $t->src('SELECT count(*) FROM peerdb.mirrors');
@@ -107,6 +119,18 @@ sub run_refused
 run_refused('a table in the way', ['public.x'], qr/exists at the destination.*replace_existing/s);
 run_refused('partitions by a column that has none', [ { from => 'public.x', to => 'y', partition_by => 'v' } ], qr/cannot be partitioned/);
 run_refused('clusters by an unknown column', [ { from => 'public.x', to => 'y', cluster_by => ['none'] } ], qr/none/);
+# a row that is too large, in the load and while it streams
+$t->src("CREATE TABLE big (id int PRIMARY KEY, v text); ALTER TABLE big ALTER v SET STORAGE EXTERNAL; INSERT INTO big SELECT i, repeat('x', CASE i WHEN 7 THEN 16 * 1024 * 1024 ELSE 10 END) FROM generate_series(1, 9) i");
+$t->create_mirror('b', ['public.big']);
+$t->until_failed('b', qr/row of table "public.big" is too long.*\d bytes/s, 'a row over the limits');
+$t->src('UPDATE big SET v = NULL WHERE id = 7');
+$t->resync('b');
+$t->wait_status('b', 'running', 'a row over the limits: gone, resync');
+$t->src("INSERT INTO big VALUES (10, repeat('x', 16 * 1024 * 1024))");
+$t->until_failed('b', qr/row of table "public.big" is too long.*\d bytes/s, 'a row over the limits, while it streams');
+is($t->bq('SELECT COUNT(*) FROM d.big'), '9', 'a row over the limits: nothing of it is there');
+$t->src("SELECT peerdb_drop_mirror('b', drop_destination => true)");
+$t->until_true("SELECT count(*) = $mirrors FROM peerdb.mirrors", 'dropped');
 is(join(',', $t->tables(qr/^(y|x_resync|y_resync|_peerdb_resync_check.*)$/)), '', 'nothing of them is left');
 is($t->status('m'), 'running', 'the mirror runs on');
 

@@ -19,6 +19,8 @@ CREATE TABLE two (x int, y text, "Order" int, big text, PRIMARY KEY (y, x));
 ALTER TABLE two ALTER big SET STORAGE EXTERNAL;
 CREATE TABLE log (at int, what text);
 CREATE TABLE keyed (j jsonb, k uuid, d date, PRIMARY KEY (j, k, d));
+CREATE TABLE floats (f float8, r real, v int, PRIMARY KEY (f, r));
+INSERT INTO floats VALUES (1.5, 2, 1), ('NaN', 'NaN', 2), ('NaN', 1, 3);
 INSERT INTO soft SELECT i, $values FROM generate_series(1, 300) i;
 INSERT INTO two SELECT i % 10, i::text, i, repeat('b', 4000) FROM generate_series(1, 50) i;
 INSERT INTO log SELECT i, 'x' FROM generate_series(1, 10) i;
@@ -27,7 +29,7 @@ EOS
 foreach my $options ({}, { soft_delete => 'false' }, { disable_peerdb_columns => 'true' })
 {
 	my $name = join(' ', %$options) || 'defaults';
-	$t->create_mirror('m', [ { from => 'public.soft', partition_by => 'd' }, { from => 'public.two', cluster_by => ['x'] }, { from => 'public.log', append => \1 }, 'public.keyed' ],
+	$t->create_mirror('m', [ { from => 'public.soft', partition_by => 'd' }, { from => 'public.two', cluster_by => ['x'] }, { from => 'public.log', append => \1 }, 'public.keyed', 'public.floats' ],
 		{ snapshot_num_rows_per_partition => 100, snapshot_max_parallel_workers => 1, %$options });
 	$t->wait_status('m', 'running', $name) or $t->describe('m');
 	$t->src(<<"EOS");
@@ -36,6 +38,7 @@ UPDATE soft SET id = id + 1000 WHERE id BETWEEN 100 AND 110;
 DELETE FROM soft WHERE id IN (1, 2);
 UPDATE two SET x = x + 100 WHERE x < 3;
 DELETE FROM keyed WHERE j = '{"i": 1}';
+UPDATE floats SET v = v + 1;
 INSERT INTO log VALUES (1, 'again');
 EOS
 	$t->sync('m');
