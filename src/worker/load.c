@@ -217,7 +217,8 @@ mix_snapshots(Coordinator *co)
 			else
 				open++;
 		}
-		if (open == 0 || (done == 0 && table->nkeys > 0))
+		/* where rows merge, a try that came to nothing may have left some there */
+		if (open == 0 || (done == 0 && table->nkeys > 0 && !co->run->routine->merges_rows))
 			continue;
 		if (table->nkeys > 0)
 		{
