@@ -114,17 +114,23 @@ oid_array(List *oids)
 		construct_array(values, list_length(oids), OIDOID, sizeof(Oid), true, TYPALIGN_INT));
 }
 
+/* An array of OIDs as a list in context. */
 static List *
-oid_list(Datum array)
+result_oids(uint64 row, int col, MemoryContext context)
 {
-	Datum *values;
-	int	   n;
-	List  *oids = NIL;
+	bool		  isnull;
+	Datum		  array = result_datum(row, col, &isnull);
+	Datum		 *values;
+	int			  n;
+	List		 *oids = NIL;
+	MemoryContext old;
 
 	deconstruct_array(DatumGetArrayTypeP(array), OIDOID, sizeof(Oid), true, TYPALIGN_INT, &values,
 					  NULL, &n);
+	old = MemoryContextSwitchTo(context);
 	for (int i = 0; i < n; i++)
 		oids = lappend_oid(oids, DatumGetObjectId(values[i]));
+	MemoryContextSwitchTo(old);
 	return oids;
 }
 
@@ -187,8 +193,6 @@ resync_catalog_partitions(int64 run, int *n)
 	{
 		RunPartition *p = &result[i];
 		char		 *status = result_text(i, 7, CurrentMemoryContext);
-		MemoryContext old;
-		bool		  isnull;
 
 		p->partition = result_int8(i, 1, 0);
 		p->ordinal = result_int4(i, 2);
@@ -200,9 +204,7 @@ resync_catalog_partitions(int64 run, int *n)
 		p->snapshot = result_int4(i, 8);
 		p->rows = result_int8(i, 9, -1);
 		p->attempts = result_int4(i, 10);
-		old = MemoryContextSwitchTo(context);
-		p->more = oid_list(result_datum(i, 11, &isnull));
-		MemoryContextSwitchTo(old);
+		p->more = result_oids(i, 11, context);
 	}
 	*n = (int) rows;
 	resync_catalog_finish();

@@ -292,10 +292,8 @@ resync_bq_build_key(Destination *head, const ResyncTable *table)
 	{
 		initStringInfo(&keys);
 		for (int i = 0; i < table->nkeys; i++)
-		{
 			appendStringInfo(&keys, "%s%s", i > 0 ? ", " : "",
 							 resync_bq_key_value(key[i], resync_bq_ident(key[i]->dest_name)));
-		}
 		(void) resync_bq_exec(
 			dest,
 			psprintf(

@@ -214,7 +214,7 @@ join_last(List *partitions, const LeafSize *leaf, int64 rows_per_partition)
 	SnapshotPartition *last = partitions != NIL ? llast(partitions) : NULL;
 
 	if (last == NULL || last->first_block != 0 || last->last_block != InvalidBlockNumber ||
-		list_length(last->more) >= SNAPSHOT_MAX_MORE ||
+		1 + list_length(last->more) >= SNAPSHOT_MAX_RELATIONS ||
 		last->est_rows + leaf->rows > rows_per_partition)
 		return false;
 	last->more = lappend_oid(last->more, leaf->relid);

@@ -11,8 +11,8 @@
 #include "executor/tuptable.h"
 #include "utils/rel.h"
 
-/* relations that one partition reads after its first, at most */
-#define SNAPSHOT_MAX_MORE 63
+/* relations that one partition reads, at most */
+#define SNAPSHOT_MAX_RELATIONS 64
 
 /*
  * One partition: a block range of one relation with storage, or several small

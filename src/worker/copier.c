@@ -269,8 +269,8 @@ static void
 load_partition(Copier *c)
 {
 	const ResyncTable *table = c->run->tables[c->cs->ordinal];
-	int				   nrels = 1 + c->cs->nmore;
-	Relation		   rels[1 + SNAPSHOT_MAX_MORE];
+	int				   nrels = c->cs->nrelations;
+	Relation		   rels[SNAPSHOT_MAX_RELATIONS];
 	int64			   acknowledged = 0;
 	bool			   current = true;
 
@@ -289,7 +289,7 @@ load_partition(Copier *c)
 
 	for (int i = 0; i < nrels; i++)
 	{
-		rels[i] = try_relation_open(i == 0 ? c->cs->relid : c->cs->more[i - 1], AccessShareLock);
+		rels[i] = try_relation_open(c->cs->relations[i], AccessShareLock);
 		current = (current && rels[i] != NULL && resync_snapshot_is_current(rels[i]) &&
 				   plan_fits(table, RelationGetDescr(rels[i])));
 	}

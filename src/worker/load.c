@@ -404,10 +404,10 @@ assign(Coordinator *co, CopierShared *cs, RunPartition *p)
 	LWLockAcquire(ResyncShmem->lock, LW_EXCLUSIVE);
 	cs->partition = p->partition;
 	cs->ordinal = p->ordinal;
-	cs->relid = p->relid;
-	cs->nmore = list_length(p->more);
-	for (int i = 0; i < cs->nmore; i++)
-		cs->more[i] = list_nth_oid(p->more, i);
+	cs->nrelations = 1 + list_length(p->more);
+	cs->relations[0] = p->relid;
+	for (int i = 1; i < cs->nrelations; i++)
+		cs->relations[i] = list_nth_oid(p->more, i - 1);
 	cs->first_block = p->first_block;
 	cs->last_block = p->last_block;
 	pg_atomic_write_u64(&cs->rows, 0);

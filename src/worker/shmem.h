@@ -81,9 +81,8 @@ typedef struct CopierShared
 	/* the partition it is to load; written by the coordinator while IDLE */
 	int64		partition;
 	int			ordinal;
-	Oid			relid;
-	int			nmore;
-	Oid			more[SNAPSHOT_MAX_MORE]; /* read whole after it */
+	int			nrelations;
+	Oid			relations[SNAPSHOT_MAX_RELATIONS]; /* those after the first are read whole */
 	BlockNumber first_block;
 	BlockNumber last_block;
 	/* progress, written by the copier */

@@ -94,7 +94,8 @@ check_tables_logged(Coordinator *co)
 			" FROM peerdb._run_table t LEFT JOIN pg_catalog.pg_class c ON c.oid = t.relid"
 			" WHERE t.run = $1 AND c.oid IS NULL UNION ALL"
 			" SELECT t.schema_name || '.' || t.table_name, 'It, or a part of it, was made UNLOGGED.'"
-			" FROM peerdb._partition p JOIN pg_catalog.pg_class c ON c.oid = p.relid OR c.oid = ANY (p.more)"
+			" FROM peerdb._partition p CROSS JOIN pg_catalog.unnest(p.relid || p.more) AS r (oid)"
+			" JOIN pg_catalog.pg_class c ON c.oid = r.oid"
 			" JOIN peerdb._run_table t ON t.run = p.run AND t.ordinal = p.ordinal"
 			" WHERE p.run = $1 AND c.relpersistence = 'u' LIMIT 1",
 			SPI_OK_SELECT, 1, INT8OID, Int64GetDatum(co->live->run), false) > 0)

@@ -388,7 +388,6 @@ class Service:
         the one that is there.  Nobody sees that it is missing: the caller has the
         lock that statements wait for.  Returns an error or None."""
         path = API + "%(projectId)s/datasets/%(datasetId)s/tables/%(tableId)s"
-        self.given.pop(path % copy["destinationTable"], None)
         status, old = self.emulator("GET", path % copy["destinationTable"])
         if status != 200 or copy.get("writeDisposition") != "WRITE_TRUNCATE":
             return None
@@ -403,6 +402,7 @@ class Service:
                     " table, and then recreate it.",
                 }
         self.emulator("DELETE", path % copy["destinationTable"])
+        self.given.pop(path % copy["destinationTable"], None)
         return None
 
 
