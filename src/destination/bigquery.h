@@ -18,6 +18,7 @@
 
 #include "destination/common.h"
 #include "destination/destination.h"
+#include "destination/merge.h"
 
 #include "encode/bigquery.h"
 #include "net/http.h"
@@ -71,7 +72,7 @@ typedef struct BqLoad
 	AvroWriter		  *writer;
 	RowEncoder		  *encoder;
 	BqUpload		  *upload;
-	AvroField		   extras[BQ_MAX_EXTRAS];
+	EncodedField	   extras[BQ_MAX_EXTRAS];
 	int64			   sent_before;
 	int64			   final_bytes; /* sent, once it is not active any more */
 	MemoryContext	   context;		/* of the partition */
@@ -227,15 +228,14 @@ extern BqMapping *resync_bq_mapping(const ResyncTable *table);
  */
 extern char *resync_bq_key_value(const ResyncColumn *col, const char *value);
 
-/* " AND "-joined: the rows that two aliases stand for have the same key. */
-extern char *resync_bq_same_key(const ResyncTable *table, const char *left, const char *right);
+extern const MergeDialect resync_bq_dialect;
 
 /* The mirror's own columns as they are now: at most BQ_MAX_EXTRAS; how many. */
 extern int resync_bq_extras(const BqDestination *dest, AvroColumn *columns);
 
 /* Fills extras for a row that is, or is not, deleted. */
-extern void
-resync_bq_extra_fields(const BqDestination *dest, bool deleted, StringInfo buf, AvroField *extras);
+extern void resync_bq_extra_fields(const BqDestination *dest, bool deleted, StringInfo buf,
+								   EncodedField *extras);
 
 /* {"fields": [...]}, as REST has it. */
 extern JsonNode *resync_bq_schema(const BqDestination *dest, const ResyncTable *table);

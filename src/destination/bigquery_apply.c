@@ -8,24 +8,14 @@
  * the batch is there wholly or not at all, and the LSN tells which.  The
  * script's id is made of the LSN that it goes on from: a script that an earlier
  * process has left running is waited for before that LSN is believed.
- *
- * A staging table has the table's columns and
- *	_resync_op		'U' the row is so, 'X' it is so, and deleted, 'D' it is gone
- *	_resync_mask	NULL, or a letter per column: '1' its value is not known, it is
- *					the one that the destination has
- *	_resync_b0 ...	NULL, or the key of the row that such values are in
+ * What a staging table has: destination/merge.h.
  */
 #include "postgres.h"
 
 #include "destination/bigquery.h"
 
-#include "access/xact.h"
 #include "utils/builtins.h"
-#include "utils/lsyscache.h"
 #include "utils/memutils.h"
-
-/* Rows are looked up at the source in steps of so many. */
-#define COMPLETE_STEP 500
 
 /* A load job whose end is awaited before the script. */
 typedef struct ApplyJob
@@ -49,7 +39,6 @@ typedef struct ApplyState
 	List			  *jobs;	/* of ApplyJob * */
 	const ResyncTable *current; /* the table that is worked on, or NULL */
 	MemoryContext	   table_context;
-	MemoryContext	   row_context;
 } ApplyState;
 
 /* One table of a part; in table_context. */
@@ -61,35 +50,10 @@ typedef struct ApplyTable
 	char				*stage;
 	AvroWriter			*writer;
 	BqUpload			*upload;
-	bool				 masks; /* some row has unchanged columns */
-	bool				 bases; /* ... from another row */
-	List				*open;	/* of BatchRow *, in open_context */
-	Size				 open_bytes;
-	MemoryContext		 open_context;
+	MergeRows			 rows;
 } ApplyTable;
 
 static const BqType string_type = {.kind = BQ_STRING};
-
-static bool
-is_unchanged(const uint8 *bitmap, int i)
-{
-	return bitmap != NULL && (bitmap[i / 8] & (1 << (i % 8))) != 0;
-}
-
-/* The n fields at data. */
-static void
-find_fields(const char *data, int n, AvroField *fields)
-{
-	for (int i = 0; i < n; i++)
-	{
-		uint32 len;
-
-		memcpy(&len, data, 4);
-		fields[i].len = (int32) pg_ntoh32(len);
-		fields[i].data = data + 4;
-		data += 4 + Max(fields[i].len, 0);
-	}
-}
 
 /* ---------------------------------------------------------------------
  * Staging tables
@@ -109,14 +73,14 @@ stage_schema(const ResyncTable *table, const ResyncColumn **key)
 		type.required = false;
 		resync_bq_append_field(fields, table->cols[i].dest_name, &type);
 	}
-	resync_bq_append_field(fields, "_resync_op", &string_type);
-	resync_bq_append_field(fields, "_resync_mask", &string_type);
+	resync_bq_append_field(fields, MERGE_OP, &string_type);
+	resync_bq_append_field(fields, MERGE_MASK, &string_type);
 	for (int i = 0; i < table->nkeys; i++)
 	{
 		BqType type = resync_bq_type(key[i]);
 
 		type.required = false;
-		resync_bq_append_field(fields, psprintf("_resync_b%d", i), &type);
+		resync_bq_append_field(fields, psprintf(MERGE_BASE, i), &type);
 	}
 	return schema;
 }
@@ -126,13 +90,13 @@ stage_columns(const ResyncTable *table, const ResyncColumn **key)
 {
 	AvroColumn *extras = palloc(sizeof(AvroColumn) * (table->nkeys + 2));
 
-	extras[0] = (AvroColumn){"_resync_op", resync_bq_avro_type(&string_type), AVRO_OPTIONAL};
-	extras[1] = (AvroColumn){"_resync_mask", extras[0].type, AVRO_OPTIONAL};
+	extras[0] = (AvroColumn){MERGE_OP, resync_bq_avro_type(&string_type), AVRO_OPTIONAL};
+	extras[1] = (AvroColumn){MERGE_MASK, extras[0].type, AVRO_OPTIONAL};
 	for (int i = 0; i < table->nkeys; i++)
 	{
 		BqType type = resync_bq_type(key[i]);
 
-		extras[i + 2] = (AvroColumn){psprintf("_resync_b%d", i), resync_bq_avro_type(&type),
+		extras[i + 2] = (AvroColumn){psprintf(MERGE_BASE, i), resync_bq_avro_type(&type),
 									 AVRO_OPTIONAL};
 	}
 	return resync_bq_avro_columns(table, extras, table->nkeys + 2);
@@ -224,424 +188,45 @@ wait_stages(ApplyState *state)
 	state->current = NULL;
 }
 
-/* ---------------------------------------------------------------------
- * Rows
- * ------------------------------------------------------------------ */
-
-/* A row into the stage; its fields may lie apart.  In row_context. */
+/* A row into the stage (MergeRows.put). */
 static void
-stage_row(ApplyTable *at, char op, const AvroField *fields, const BatchRow *row, bool use_base)
+stage_row(void *arg, char op, const EncodedField *fields, const char *mask,
+		  const EncodedField *base)
 {
+	ApplyTable		  *at = arg;
 	const ResyncTable *table = at->table;
-	AvroField		  *extras = palloc(sizeof(AvroField) * (table->nkeys + 2));
-	StringInfoData	   mask;
+	EncodedField	  *extras = palloc(sizeof(EncodedField) * (table->nkeys + 2));
+	StringInfoData	   text;
 	char			   word[2] = {2, op}; /* a string of one letter */
 
-	extras[0] = (AvroField){word, 2};
-	extras[1] = (AvroField){NULL, -1};
-	for (int i = 0; i < table->nkeys; i++)
-		extras[i + 2] = (AvroField){NULL, -1};
-	if (row != NULL && row->unchanged != NULL)
+	extras[0] = (EncodedField){word, 2};
+	extras[1] = (EncodedField){NULL, -1};
+	if (mask != NULL)
 	{
-		initStringInfo(&mask);
-		put_avro_long(&mask, table->ncols);
-		for (int i = 0; i < table->ncols; i++)
-			appendStringInfoChar(&mask, is_unchanged(row->unchanged, i) ? '1' : '0');
-		extras[1] = (AvroField){mask.data, mask.len};
-		at->masks = true;
-		if (row->base != NULL && use_base)
-		{
-			find_fields(row->base, table->nkeys, extras + 2);
-			at->bases = true;
-		}
+		initStringInfo(&text);
+		put_avro_bytes(&text, mask, table->ncols);
+		extras[1] = (EncodedField){text.data, text.len};
 	}
+	for (int i = 0; i < table->nkeys; i++)
+		extras[i + 2] = base != NULL ? base[i] : (EncodedField){NULL, -1};
 	if (resync_avro_add_pieces(at->writer, fields, extras))
 		(void) resync_avro_write(at->writer, resync_bq_upload_put, at->upload);
-}
-
-static void
-stage_batch_row(ApplyTable *at, const BatchRow *row, bool use_base)
-{
-	AvroField *fields = palloc(sizeof(AvroField) * at->table->ncols);
-	char	   op;
-
-	find_fields(row->data, at->table->ncols, fields);
-	if (row->op == BATCH_DELETE)
-		op = 'D';
-	else
-		op = row->deleted ? 'X' : 'U';
-	stage_row(at, op, fields, row, use_base);
-}
-
-static void *
-copy_bytes(const void *data, Size len)
-{
-	void *copy = MemoryContextAllocHuge(CurrentMemoryContext, Max(len, 1));
-
-	memcpy(copy, data, len);
-	return copy;
-}
-
-/* The key's fields of a row, in key order. */
-static void
-append_key(const ApplyTable *at, const AvroField *fields, StringInfo out)
-{
-	for (int i = 0; i < at->table->nkeys; i++)
-	{
-		const AvroField *field = &fields[at->key[i] - at->table->cols];
-		uint32			 len = pg_hton32((uint32) field->len);
-
-		appendBinaryStringInfo(out, (char *) &len, 4);
-		appendBinaryStringInfo(out, field->data, Max(field->len, 0));
-	}
-}
-
-/* A row as it is at the source, in place of what was unchanged. */
-static void
-stage_fetched(ApplyTable *at, const BatchRow *row, const char *fetched)
-{
-	int		   n = at->table->ncols;
-	AvroField *fields = palloc(sizeof(AvroField) * n);
-	AvroField *now = palloc(sizeof(AvroField) * n);
-
-	find_fields(row->data, n, fields);
-	find_fields(fetched, n, now);
-	for (int i = 0; i < n; i++)
-	{
-		if (is_unchanged(row->unchanged, i))
-			fields[i] = now[i];
-	}
-	stage_row(at, 'U', fields, NULL, false);
-}
-
-/*
- * Rows with unchanged columns of a batch that is distrusted: the destination
- * may not have the row, or another one under its former key; so the source is
- * asked.  A row that is gone there keeps its mask: what the destination has is
- * left alone, and what it has not will be deleted by a later change.
- */
-static void
-complete_open(ApplyTable *at)
-{
-	ApplyState	 *state = at->state;
-	int			  n = list_length(at->open);
-	MemoryContext old;
-	FetchRow	 *fetched;
-
-	if (n == 0)
-		return;
-	old = MemoryContextSwitchTo(at->open_context);
-	fetched = palloc0(sizeof(FetchRow) * n);
-	for (int i = 0; i < n; i++)
-	{
-		const BatchRow *row = list_nth(at->open, i);
-		AvroField	   *fields = palloc(sizeof(AvroField) * at->table->ncols);
-		StringInfoData	key;
-
-		find_fields(row->data, at->table->ncols, fields);
-		initStringInfo(&key);
-		append_key(at, fields, &key);
-		fetched[i].key = key.data;
-		fetched[i].key_len = key.len;
-		initStringInfo(&fetched[i].row);
-	}
-	for (int done = 0; done < n;)
-	{
-		int more = state->fetch(state->fetch_arg, at->table, fetched + done, n - done);
-
-		for (int i = done; i < done + more; i++)
-		{
-			const BatchRow *row = list_nth(at->open, i);
-
-			if (fetched[i].found)
-				stage_fetched(at, row, fetched[i].row.data);
-			else
-				stage_batch_row(at, row, false);
-			pfree(fetched[i].row.data);
-		}
-		done += more;
-	}
-	MemoryContextSwitchTo(old);
-	MemoryContextReset(at->open_context);
-	at->open = NIL;
-	at->open_bytes = 0;
-}
-
-/* Keep it for complete_open(). */
-static void
-add_open(ApplyTable *at, const BatchRow *row)
-{
-	MemoryContext old = MemoryContextSwitchTo(at->open_context);
-	BatchRow	 *open = copy_bytes(row, sizeof(BatchRow));
-
-	open->data = copy_bytes(row->data, row->len);
-	open->unchanged = copy_bytes(row->unchanged, (at->table->ncols + 7) / 8);
-	if (row->base != NULL)
-		open->base = copy_bytes(row->base, row->base_len);
-	at->open = lappend(at->open, open);
-	at->open_bytes += row->len;
-	MemoryContextSwitchTo(old);
-	if (list_length(at->open) >= COMPLETE_STEP ||
-		at->open_bytes >= (Size) resync_copier_buffer * 1024)
-		complete_open(at);
-}
-
-static void
-add_row(ApplyTable *at, const BatchRow *row)
-{
-	ApplyState	 *state = at->state;
-	MemoryContext old;
-
-	if (row->op == BATCH_REMOVE)
-		elog(ERROR, "unexpected change '%c' of table \"%s\"", row->op, at->table->name);
-	if (row->unchanged != NULL && !row->deleted && resync_batch_is_distrusted(state->batch) &&
-		state->fetch != NULL)
-	{
-		add_open(at, row);
-		return;
-	}
-	old = MemoryContextSwitchTo(state->row_context);
-	stage_batch_row(at, row, true);
-	MemoryContextSwitchTo(old);
-	MemoryContextReset(state->row_context);
 }
 
 /* ---------------------------------------------------------------------
  * Statements
  * ------------------------------------------------------------------ */
 
-static const char *
-target_name(ApplyState *state, const ResyncTable *table)
-{
-	return resync_bq_table(state->dest, state->live ? table->dest_name : table->build_name);
-}
-
-static void
-add_truncate(ApplyState *state, const ResyncTable *table)
+static MergeTarget
+merge_target(ApplyState *state, const ResyncTable *table)
 {
 	const ResyncOptions *options = state->dest->head.id->options;
-	const char			*deleted = options->soft_delete_col_name;
+	MergeTarget			 target = {.dialect = &resync_bq_dialect, .table = table};
 
-	if (deleted == NULL)
-	{
-		appendStringInfo(&state->script, "DELETE FROM %s WHERE TRUE;\n", target_name(state, table));
-		return;
-	}
-	appendStringInfo(&state->script, "UPDATE %s SET %s = TRUE", target_name(state, table),
-					 resync_bq_ident(deleted));
-	if (options->synced_at_col_name != NULL)
-		appendStringInfo(&state->script, ", %s = CURRENT_TIMESTAMP()",
-						 resync_bq_ident(options->synced_at_col_name));
-	appendStringInfo(&state->script, " WHERE NOT IFNULL(%s, FALSE);\n", resync_bq_ident(deleted));
-}
-
-/* ", deleted, synced_at" and their values, for INSERT. */
-static void
-append_own(ApplyState *state, StringInfo names, StringInfo values, const char *deleted_value)
-{
-	const ResyncOptions *options = state->dest->head.id->options;
-
-	if (options->soft_delete_col_name != NULL)
-	{
-		appendStringInfo(names, ", %s", resync_bq_ident(options->soft_delete_col_name));
-		appendStringInfo(values, ", %s", deleted_value);
-	}
-	if (options->synced_at_col_name != NULL)
-	{
-		appendStringInfo(names, ", %s", resync_bq_ident(options->synced_at_col_name));
-		appendStringInfoString(values, ", CURRENT_TIMESTAMP()");
-	}
-}
-
-static void
-add_append(ApplyState *state, ApplyTable *at)
-{
-	StringInfoData names;
-	StringInfoData values;
-
-	initStringInfo(&names);
-	initStringInfo(&values);
-	for (int i = 0; i < at->table->ncols; i++)
-	{
-		const char *column = resync_bq_ident(at->table->cols[i].dest_name);
-
-		appendStringInfo(&names, "%s%s", i > 0 ? ", " : "", column);
-		appendStringInfo(&values, "%s_resync_s.%s", i > 0 ? ", " : "", column);
-	}
-	append_own(state, &names, &values, "_resync_s._resync_op = 'X'");
-	appendStringInfo(&state->script, "INSERT INTO %s (%s) SELECT %s FROM %s _resync_s;\n",
-					 target_name(state, at->table), names.data, values.data,
-					 resync_bq_table(state->dest, at->stage));
-}
-
-/*
- * What MERGE reads.  A row with a base takes its unchanged columns from the row
- * with that key, as it was before this part, and has no mask then.
- */
-static char *
-merge_source(ApplyState *state, ApplyTable *at)
-{
-	const char	  *stage = resync_bq_table(state->dest, at->stage);
-	StringInfoData sql;
-
-	if (!at->bases)
-		return pstrdup(stage);
-	initStringInfo(&sql);
-	appendStringInfoString(&sql, "(SELECT _resync_s._resync_op, ");
-	appendStringInfo(&sql,
-					 "IF(_resync_b.%s IS NOT NULL, NULL, _resync_s._resync_mask) AS _resync_mask",
-					 resync_bq_ident(at->key[0]->dest_name));
-	for (int i = 0; i < at->table->ncols; i++)
-	{
-		const ResyncColumn *col = &at->table->cols[i];
-		const char		   *name = resync_bq_ident(col->dest_name);
-
-		if (col->keypos > 0)
-			appendStringInfo(&sql, ", _resync_s.%s", name);
-		else
-			appendStringInfo(
-				&sql,
-				", IF(_resync_b.%s IS NOT NULL AND SUBSTR(_resync_s._resync_mask, %d, 1) = '1', _resync_b.%s,"
-				" _resync_s.%s) AS %s",
-				resync_bq_ident(at->key[0]->dest_name), i + 1, name, name, name);
-	}
-	appendStringInfo(&sql, " FROM %s _resync_s LEFT JOIN %s _resync_b ON ", stage,
-					 target_name(state, at->table));
-	for (int i = 0; i < at->table->nkeys; i++)
-		appendStringInfo(
-			&sql, "%s%s = %s", i > 0 ? " AND " : "",
-			resync_bq_key_value(at->key[i],
-								psprintf("_resync_b.%s", resync_bq_ident(at->key[i]->dest_name))),
-			resync_bq_key_value(at->key[i], psprintf("_resync_s._resync_b%d", i)));
-	appendStringInfoChar(&sql, ')');
-	return sql.data;
-}
-
-/* "WHEN MATCHED AND op <> 'D' THEN UPDATE ...", unless there is nothing to set. */
-static void
-add_update(ApplyState *state, ApplyTable *at)
-{
-	const ResyncOptions *options = state->dest->head.id->options;
-	StringInfoData		 sets;
-	const char			*sep = "";
-
-	initStringInfo(&sets);
-	for (int i = 0; i < at->table->ncols; i++)
-	{
-		const ResyncColumn *col = &at->table->cols[i];
-		const char		   *name = resync_bq_ident(col->dest_name);
-
-		if (col->keypos > 0)
-			continue;
-		if (at->masks)
-			appendStringInfo(
-				&sets,
-				"%s%s = IF(IFNULL(SUBSTR(_resync_s._resync_mask, %d, 1), '0') = '1', _resync_t.%s,"
-				" _resync_s.%s)",
-				sep, name, i + 1, name, name);
-		else
-			appendStringInfo(&sets, "%s%s = _resync_s.%s", sep, name, name);
-		sep = ", ";
-	}
-	if (options->soft_delete_col_name != NULL)
-	{
-		appendStringInfo(&sets, "%s%s = _resync_s._resync_op = 'X'", sep,
-						 resync_bq_ident(options->soft_delete_col_name));
-		sep = ", ";
-	}
-	if (options->synced_at_col_name != NULL)
-		appendStringInfo(&sets, "%s%s = CURRENT_TIMESTAMP()", sep,
-						 resync_bq_ident(options->synced_at_col_name));
-	if (sets.len > 0)
-		appendStringInfo(&state->script,
-						 "WHEN MATCHED AND _resync_s._resync_op <> 'D' THEN UPDATE SET %s\n",
-						 sets.data);
-}
-
-/* Deletes: what is deleted already keeps the time of that. */
-static void
-add_delete(ApplyState *state)
-{
-	const ResyncOptions *options = state->dest->head.id->options;
-	const char			*deleted = options->soft_delete_col_name;
-
-	if (deleted == NULL)
-	{
-		appendStringInfoString(&state->script,
-							   "WHEN MATCHED AND _resync_s._resync_op = 'D' THEN DELETE\n");
-		return;
-	}
-	appendStringInfo(
-		&state->script,
-		"WHEN MATCHED AND _resync_s._resync_op = 'D' AND NOT IFNULL(_resync_t.%s, FALSE) THEN"
-		" UPDATE SET %s = TRUE",
-		resync_bq_ident(deleted), resync_bq_ident(deleted));
-	if (options->synced_at_col_name != NULL)
-		appendStringInfo(&state->script, ", %s = CURRENT_TIMESTAMP()",
-						 resync_bq_ident(options->synced_at_col_name));
-	appendStringInfoChar(&state->script, '\n');
-}
-
-static void
-add_merge(ApplyState *state, ApplyTable *at)
-{
-	const ResyncTable *table = at->table;
-	const char		  *deleted = state->dest->head.id->options->soft_delete_col_name;
-	StringInfoData	   names;
-	StringInfoData	   values;
-
-	appendStringInfo(&state->script, "MERGE %s _resync_t USING %s _resync_s ON %s\n",
-					 target_name(state, table), merge_source(state, at),
-					 resync_bq_same_key(table, "_resync_t", "_resync_s"));
-	add_delete(state);
-	add_update(state, at);
-
-	initStringInfo(&names);
-	initStringInfo(&values);
-	for (int i = 0; i < table->ncols; i++)
-	{
-		const char *name = resync_bq_ident(table->cols[i].dest_name);
-
-		appendStringInfo(&names, "%s%s", i > 0 ? ", " : "", name);
-		appendStringInfo(&values, "%s_resync_s.%s", i > 0 ? ", " : "", name);
-	}
-	append_own(state, &names, &values, "_resync_s._resync_op <> 'U'");
-	/* a deleted row that was never there is one with its key alone */
-	appendStringInfo(&state->script, "WHEN NOT MATCHED AND %s%s THEN INSERT (%s) VALUES (%s);\n",
-					 deleted == NULL ? "_resync_s._resync_op <> 'D' AND " : "",
-					 "(_resync_s._resync_mask IS NULL OR _resync_s._resync_op = 'X')", names.data,
-					 values.data);
-}
-
-/* ---------------------------------------------------------------------
- * Added columns
- * ------------------------------------------------------------------ */
-
-/* The default as a field, encoded as if it came in a row.  Not in a transaction. */
-static AvroField
-encode_default(const ResyncTable *one, const char *text)
-{
-	const ResyncColumn *col = &one->cols[0];
-	TupleDesc			desc = CreateTemplateTupleDesc(1);
-	MemoryContext		context = CurrentMemoryContext;
-	StringInfoData		data;
-	AvroField			field;
-	Datum				value;
-	bool				isnull = false;
-	Oid					input;
-	Oid					ioparam;
-
-	initStringInfo(&data);
-	StartTransactionCommand();
-	MemoryContextSwitchTo(context);
-	TupleDescInitEntry(desc, 1, col->name, col->typid, col->typmod, 0);
-	getTypeInputInfo(col->typid, &input, &ioparam);
-	value = OidInputFunctionCall(input, unconstify(char *, text), ioparam, col->typmod);
-	resync_encode_row(resync_encode_bq_make(desc, one), &value, &isnull, &data);
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(context);
-	find_fields(data.data, 1, &field);
-	return field;
+	target.name = resync_bq_table(state->dest, state->live ? table->dest_name : table->build_name);
+	target.deleted = options->soft_delete_col_name;
+	target.synced_at = options->synced_at_col_name;
+	return target;
 }
 
 /*
@@ -655,7 +240,8 @@ add_column(ApplyState *state, const BatchAddColumn *add)
 	const ResyncTable *table = add->table;
 	ResyncTable		   one = *table;
 	ApplyTable		   at = {.state = state, .table = table};
-	AvroField		   field;
+	MergeTarget		   target = merge_target(state, table);
+	EncodedField	   field;
 	JsonNode		  *schema;
 	BqType			   type;
 
@@ -665,7 +251,7 @@ add_column(ApplyState *state, const BatchAddColumn *add)
 	one.cols = &table->cols[table->ncols - 1];
 	one.ncols = 1;
 	one.nkeys = 0;
-	field = encode_default(&one, add->default_text);
+	field = resync_merge_encode_default(&state->dest->head, &one, add->default_text);
 	if (field.len < 0)
 		return;
 	type = resync_bq_type(one.cols);
@@ -675,10 +261,7 @@ add_column(ApplyState *state, const BatchAddColumn *add)
 	open_stage(state, &one, schema, resync_bq_avro_columns(&one, NULL, 0), 1, &at);
 	(void) resync_avro_add_pieces(at.writer, &field, NULL);
 	close_stage(state, &at);
-	appendStringInfo(&state->script,
-					 "UPDATE %s SET %s = (SELECT _resync_s.%s FROM %s _resync_s) WHERE TRUE;\n",
-					 target_name(state, table), resync_bq_ident(one.cols->dest_name),
-					 resync_bq_ident(one.cols->dest_name), resync_bq_table(state->dest, at.stage));
+	resync_merge_default(&target, resync_bq_table(state->dest, at.stage), &state->script);
 }
 
 /* ---------------------------------------------------------------------
@@ -689,34 +272,38 @@ static void
 apply_table(ApplyState *state, const BatchTable *bt)
 {
 	const ResyncTable *table = bt->table;
+	MergeTarget		   target = merge_target(state, table);
 	ApplyTable		  *at;
 	JsonNode		  *schema;
-	BatchRow		   row;
+	const char		  *stage;
 
 	(void) resync_bq_require_owned(state->dest, table, state->live);
 	if (bt->truncate)
-		add_truncate(state, table);
+		resync_merge_truncate(&target, &state->script);
 	if (bt->nrows == 0)
 		return;
 	at = palloc0(sizeof(ApplyTable));
 	at->state = state;
 	at->table = table;
 	at->key = resync_destination_key(table);
-	at->open_context = AllocSetContextCreate(CurrentMemoryContext, "resync open rows",
-											 ALLOCSET_DEFAULT_SIZES);
+	at->rows = (MergeRows){.batch = state->batch,
+						   .table = table,
+						   .fetch = state->fetch,
+						   .fetch_arg = state->fetch_arg,
+						   .put = stage_row,
+						   .put_arg = at};
 	schema = stage_schema(table, at->key);
 	open_stage(state, table, schema, stage_columns(table, at->key), table->ncols + 2 + table->nkeys,
 			   at);
-	while (resync_batch_next_row(state->batch, &row))
-		add_row(at, &row);
-	complete_open(at);
-	if (resync_avro_rows(at->writer) == 0)
+	resync_merge_rows(&at->rows);
+	if (at->rows.rows == 0)
 		return;
 	close_stage(state, at);
+	stage = resync_bq_table(state->dest, at->stage);
 	if (table->nkeys == 0)
-		add_append(state, at);
+		resync_merge_append(&target, stage, &state->script);
 	else
-		add_merge(state, at);
+		resync_merge_upsert(&target, stage, &at->rows, &state->script);
 }
 
 static void
@@ -803,8 +390,6 @@ resync_bq_apply(Destination *head, ResyncBatch *batch, bool to_live, XLogRecPtr 
 	state.fetch_arg = fetch_arg;
 	state.table_context = AllocSetContextCreate(dest->call, "resync apply table",
 												ALLOCSET_DEFAULT_SIZES);
-	state.row_context = AllocSetContextCreate(dest->call, "resync apply row",
-											  ALLOCSET_DEFAULT_SIZES);
 	initStringInfo(&state.script);
 	blame.callback = blame_table;
 	blame.arg = &state;

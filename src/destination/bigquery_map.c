@@ -216,7 +216,8 @@ resync_bq_extras(const BqDestination *dest, AvroColumn *columns)
 }
 
 void
-resync_bq_extra_fields(const BqDestination *dest, bool deleted, StringInfo buf, AvroField *extras)
+resync_bq_extra_fields(const BqDestination *dest, bool deleted, StringInfo buf,
+					   EncodedField *extras)
 {
 	const ResyncOptions *options = dest->head.id->options;
 	int					 n = 0;
@@ -226,14 +227,14 @@ resync_bq_extra_fields(const BqDestination *dest, bool deleted, StringInfo buf, 
 	if (options->soft_delete_col_name != NULL)
 	{
 		appendStringInfoChar(buf, deleted ? 1 : 0);
-		extras[n++] = (AvroField){buf->data + buf->len - 1, 1};
+		extras[n++] = (EncodedField){buf->data + buf->len - 1, 1};
 	}
 	if (options->synced_at_col_name != NULL)
 	{
 		start = buf->len;
 		put_avro_long(buf, GetCurrentTimestamp() +
 							   (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY);
-		extras[n++] = (AvroField){buf->data + start, buf->len - start};
+		extras[n++] = (EncodedField){buf->data + start, buf->len - start};
 	}
 }
 
@@ -293,23 +294,11 @@ resync_bq_key_value(const ResyncColumn *col, const char *value)
 	return psprintf("IF(IS_NAN(%s), 'NaN', CAST(%s AS STRING))", value, value);
 }
 
-char *
-resync_bq_same_key(const ResyncTable *table, const char *left, const char *right)
-{
-	const ResyncColumn **key = resync_destination_key(table);
-	StringInfoData		 buf;
-
-	initStringInfo(&buf);
-	for (int i = 0; i < table->nkeys; i++)
-	{
-		char *name = resync_bq_ident(key[i]->dest_name);
-
-		appendStringInfo(&buf, "%s%s = %s", i > 0 ? " AND " : "",
-						 resync_bq_key_value(key[i], psprintf("%s.%s", left, name)),
-						 resync_bq_key_value(key[i], psprintf("%s.%s", right, name)));
-	}
-	return buf.data;
-}
+const MergeDialect resync_bq_dialect = {
+	.ident = resync_bq_ident,
+	.key_value = resync_bq_key_value,
+	.now = "CURRENT_TIMESTAMP()",
+};
 
 /* Name and type of one column; its keypos is final.  In a transaction. */
 static void

@@ -129,7 +129,8 @@ transfer_query(BqDestination *dest, const ResyncTable *table, JsonNode *live)
 					 "WHEN NOT MATCHED THEN INSERT (%s) VALUES (%s)",
 					 resync_bq_table(dest, table->build_name), source.data,
 					 resync_bq_table(dest, table->dest_name),
-					 resync_bq_same_key(table, "_resync_t", "_resync_s"), names.data, values.data);
+					 resync_merge_same_key(&resync_bq_dialect, table, "_resync_t", "_resync_s"),
+					 names.data, values.data);
 	return sql.data;
 }
 

@@ -304,7 +304,7 @@ resync_bq_build_key(Destination *head, const ResyncTable *table)
 				"INSERT INTO %s SELECT * FROM resync_twice;\n"
 				"COMMIT TRANSACTION;",
 				name, keys.data, keys.data, name,
-				resync_bq_same_key(table, "_resync_t", "_resync_d"), name),
+				resync_merge_same_key(&resync_bq_dialect, table, "_resync_t", "_resync_d"), name),
 			NULL, NULL);
 	}
 	MemoryContextSwitchTo(old);

@@ -234,7 +234,7 @@ put_value(AvroWriter *writer, const AvroColumn *column, ColumnEncoder *enc, Datu
 }
 
 static bool
-finish_row(AvroWriter *writer, int first_extra, const AvroField *extras, int row_start)
+finish_row(AvroWriter *writer, int first_extra, const EncodedField *extras, int row_start)
 {
 	Size len;
 
@@ -255,7 +255,7 @@ finish_row(AvroWriter *writer, int first_extra, const AvroField *extras, int row
 
 bool
 resync_avro_add_tuple(AvroWriter *writer, RowEncoder *encoder, const Datum *values,
-					  const bool *isnull, const AvroField *extras)
+					  const bool *isnull, const EncodedField *extras)
 {
 	int start = writer->block.len;
 
@@ -272,7 +272,7 @@ resync_avro_add_tuple(AvroWriter *writer, RowEncoder *encoder, const Datum *valu
 }
 
 bool
-resync_avro_add_fields(AvroWriter *writer, const char *data, const AvroField *extras)
+resync_avro_add_fields(AvroWriter *writer, const char *data, const EncodedField *extras)
 {
 	int start = writer->block.len;
 	int ncols = writer->table->ncols;
@@ -291,7 +291,7 @@ resync_avro_add_fields(AvroWriter *writer, const char *data, const AvroField *ex
 }
 
 bool
-resync_avro_add_pieces(AvroWriter *writer, const AvroField *fields, const AvroField *extras)
+resync_avro_add_pieces(AvroWriter *writer, const EncodedField *fields, const EncodedField *extras)
 {
 	int start = writer->block.len;
 	int ncols = writer->table->ncols;

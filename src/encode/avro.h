@@ -35,13 +35,6 @@ typedef struct AvroColumn
 	AvroNull	null;
 } AvroColumn;
 
-/* A value's bytes that lie anywhere. */
-typedef struct AvroField
-{
-	const char *data;
-	int32		len; /* -1: NULL */
-} AvroField;
-
 typedef struct AvroWriter AvroWriter;
 
 /* Takes len bytes of the file; they live until it returns.  May raise. */
@@ -80,14 +73,15 @@ extern void resync_avro_begin(AvroWriter *writer);
  * Returns true when the block is full now and must be written.
  */
 extern bool resync_avro_add_tuple(AvroWriter *writer, RowEncoder *encoder, const Datum *values,
-								  const bool *isnull, const AvroField *extras);
+								  const bool *isnull, const EncodedField *extras);
 
 /* Same, from the table's fields in its column order, each with length word. */
-extern bool resync_avro_add_fields(AvroWriter *writer, const char *data, const AvroField *extras);
+extern bool
+resync_avro_add_fields(AvroWriter *writer, const char *data, const EncodedField *extras);
 
 /* Same, from fields that lie apart. */
 extern bool
-resync_avro_add_pieces(AvroWriter *writer, const AvroField *fields, const AvroField *extras);
+resync_avro_add_pieces(AvroWriter *writer, const EncodedField *fields, const EncodedField *extras);
 
 extern int64 resync_avro_rows(const AvroWriter *writer);  /* in the file so far */
 extern Size	 resync_avro_bytes(const AvroWriter *writer); /* waiting in the block */

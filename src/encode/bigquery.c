@@ -26,15 +26,14 @@
 #include "encode/jsonb_text.h"
 #include "encode/numeric.h"
 #include "encode/put.h"
+#include "encode/text.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/arrayaccess.h"
 #include "utils/builtins.h"
 #include "utils/date.h"
-#include "utils/datetime.h"
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
-#include "utils/uuid.h"
 
 /* between PostgreSQL's 2000-01-01 and Unix's 1970-01-01 */
 #define EPOCH_DAYS (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE)
@@ -315,19 +314,10 @@ encode_numeric_text(ColumnEncoder *col, Datum value, StringInfo buf)
 static void
 encode_uuid(ColumnEncoder *col, Datum value, StringInfo buf)
 {
-	static const char hex[] = "0123456789abcdef";
-	const pg_uuid_t	 *uuid = DatumGetUUIDP(value);
-	char			  text[36];
-	int				  len = 0;
+	char text[UUID_TEXT_LEN];
 
-	for (int i = 0; i < UUID_LEN; i++)
-	{
-		if (i == 4 || i == 6 || i == 8 || i == 10)
-			text[len++] = '-';
-		text[len++] = hex[uuid->data[i] >> 4];
-		text[len++] = hex[uuid->data[i] & 0x0f];
-	}
-	put_avro_bytes(buf, text, len);
+	resync_uuid_text(DatumGetUUIDP(value), text);
+	put_avro_bytes(buf, text, sizeof(text));
 }
 
 /* The type's output function. */
@@ -447,12 +437,6 @@ encode_array(ColumnEncoder *col, Datum value, StringInfo buf)
 
 /* ---- making ---- */
 
-static int64
-year_days(int year)
-{
-	return date2j(year, 1, 1) - POSTGRES_EPOCH_JDATE;
-}
-
 /* By output function, or nearer when the value itself is a text. */
 static EncodeValueFn
 choose_text(BqValue *v)
@@ -506,13 +490,13 @@ choose_encode(BqValue *v)
 		case BQ_JSON:
 			return choose_text(v);
 		case BQ_DATE:
-			v->min = year_days(1);
-			v->max = year_days(10000) - 1;
+			v->min = resync_year_days(1);
+			v->max = resync_year_days(10000) - 1;
 			return encode_date;
 		case BQ_DATETIME:
 		case BQ_TIMESTAMP:
-			v->min = year_days(1) * USECS_PER_DAY;
-			v->max = year_days(10000) * USECS_PER_DAY - 1;
+			v->min = resync_year_days(1) * USECS_PER_DAY;
+			v->max = resync_year_days(10000) * USECS_PER_DAY - 1;
 			return encode_timestamp;
 		case BQ_TIME:
 			return encode_time;

@@ -14,6 +14,7 @@
 #include "encode/bigquery.h"
 
 #include "encode/chsource.h"
+#include "encode/numeric.h"
 #include "miscadmin.h"
 #include "utils/fmgroids.h"
 
@@ -104,35 +105,17 @@ resync_bq_type_parse(const char *text, BqType *type)
 
 /* ---- by the source's type ---- */
 
-/* Precision and scale that a numeric was declared with; false: without. */
-static bool
-numeric_typmod(int32 typmod, int *precision, int *scale)
-{
-	if (typmod < (int32) VARHDRSZ)
-		return false;
-	*precision = ((typmod - VARHDRSZ) >> 16) & 0xffff;
-	/* 11 bits, signed: numeric(5,-2) and numeric(2,5) are allowed */
-	*scale = (((typmod - VARHDRSZ) & 0x7ff) ^ 1024) - 1024;
-	return true;
-}
-
 static void
 set_numeric(BqType *type, const ChSource *source, const BqColumnChoice *choice)
 {
 	int precision;
 	int scale;
 
-	if (!numeric_typmod(source->typmod, &precision, &scale))
+	if (!resync_numeric_typmod(source->typmod, &precision, &scale))
 	{
 		type->kind = choice->unbounded_string ? BQ_STRING : BQ_BIGNUMERIC;
 		return;
 	}
-	if (scale < 0)
-	{
-		precision -= scale;
-		scale = 0;
-	}
-	precision = Max(precision, scale);
 	if (scale <= NUMERIC_MAX_SCALE && precision - scale <= NUMERIC_MAX_WHOLE)
 		type->kind = BQ_NUMERIC;
 	else if (scale <= BIGNUMERIC_MAX_SCALE && precision - scale <= BIGNUMERIC_MAX_WHOLE)

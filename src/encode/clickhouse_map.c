@@ -15,6 +15,7 @@
 
 #include "catalog/pg_type.h"
 #include "encode/chsource.h"
+#include "encode/numeric.h"
 #include "encode/chtype.h"
 #include "encode/clickhouse_flags.h"
 #include "miscadmin.h"
@@ -26,36 +27,18 @@
 
 /* ---- by the source's type ---- */
 
-/* Precision and scale that a numeric was declared with; false: without. */
-static bool
-numeric_typmod(int32 typmod, int *precision, int *scale)
-{
-	if (typmod < (int32) VARHDRSZ)
-		return false;
-	*precision = ((typmod - VARHDRSZ) >> 16) & 0xffff;
-	/* 11 bits, signed: numeric(5,-2) and numeric(2,5) are allowed */
-	*scale = (((typmod - VARHDRSZ) & 0x7ff) ^ 1024) - 1024;
-	return true;
-}
-
 static ChType *
 default_numeric(const ChSource *source, bool unbounded_string)
 {
 	int precision;
 	int scale;
 
-	if (!numeric_typmod(source->typmod, &precision, &scale))
+	if (!resync_numeric_typmod(source->typmod, &precision, &scale))
 	{
 		if (unbounded_string)
 			return resync_chtype_make(CH_STRING, 0);
 		return resync_chtype_decimal(DECIMAL_MAX, UNBOUNDED_SCALE);
 	}
-	if (scale < 0)
-	{
-		precision -= scale;
-		scale = 0;
-	}
-	precision = Max(precision, scale);
 	if (precision > DECIMAL_MAX)
 		return resync_chtype_make(CH_STRING, 0);
 	return resync_chtype_decimal(precision, scale);

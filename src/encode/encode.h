@@ -87,6 +87,28 @@ typedef void (*ChooseEncoderFn)(ColumnEncoder *enc, const ResyncColumn *col, voi
 extern RowEncoder *resync_encode_make(TupleDesc desc, const ResyncColumn *cols, int ncols,
 									  ChooseEncoderFn choose, void *arg);
 
+/* A value's bytes that lie anywhere. */
+typedef struct EncodedField
+{
+	const char *data;
+	int32		len; /* -1: NULL */
+} EncodedField;
+
+/* Where the n fields at data are. */
+static inline void
+resync_find_fields(const char *data, int n, EncodedField *fields)
+{
+	for (int i = 0; i < n; i++)
+	{
+		uint32 len;
+
+		memcpy(&len, data, 4);
+		fields[i].len = (int32) pg_ntoh32(len);
+		fields[i].data = data + 4;
+		data += 4 + Max(fields[i].len, 0);
+	}
+}
+
 /*
  * Append one field: length word and bytes, or -1.
  */

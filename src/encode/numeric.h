@@ -138,6 +138,28 @@ extern bool resync_words_reach_power(const uint64 *words, int nwords, int precis
 /* words := 10^precision, if it fits; false: it does not. */
 extern bool resync_words_power(uint64 *words, int nwords, int precision);
 
+/*
+ * Digits in all and after the point that a type modifier allows; false: it
+ * allows any.  numeric(5,-2) and numeric(2,5) are told as (7,0) and (5,5), which
+ * hold their values.
+ */
+static inline bool
+resync_numeric_typmod(int32 typmod, int *precision, int *scale)
+{
+	if (typmod < (int32) VARHDRSZ)
+		return false;
+	*precision = ((typmod - VARHDRSZ) >> 16) & 0xffff;
+	/* 11 bits, signed */
+	*scale = (((typmod - VARHDRSZ) & 0x7ff) ^ 1024) - 1024;
+	if (*scale < 0)
+	{
+		*precision -= *scale;
+		*scale = 0;
+	}
+	*precision = Max(*precision, *scale);
+	return true;
+}
+
 /* Append exactly what numeric_out() gives. */
 extern void resync_numeric_text(const NumericParts *parts, StringInfo buf);
 

@@ -79,10 +79,10 @@ append_to(void *arg, const char *data, Size len)
 
 static bool
 add_row(AvroWriter *writer, const ResyncTable *table, RowEncoder *encoder, TupleTableSlot *slot,
-		const char *way, const AvroField *extras)
+		const char *way, const EncodedField *extras)
 {
 	StringInfoData row;
-	AvroField	   pieces[MAX_COLUMNS];
+	EncodedField	   pieces[MAX_COLUMNS];
 	const char	  *p;
 
 	if (strcmp(way, "tuple") == 0)
@@ -132,7 +132,7 @@ encode_avro(PG_FUNCTION_ARGS)
 	{
 		StringInfoData op;
 		StringInfoData number;
-		AvroField	   extras[lengthof(extra_columns)];
+		EncodedField	   extras[lengthof(extra_columns)];
 		bool		   full;
 
 		CHECK_FOR_INTERRUPTS();
@@ -143,8 +143,8 @@ encode_avro(PG_FUNCTION_ARGS)
 		put_avro_bytes(&op, "U", 1);
 		initStringInfo(&number);
 		put_avro_long(&number, ++n);
-		extras[0] = (AvroField){op.data, op.len};
-		extras[1] = (AvroField){number.data, n % 2 == 0 ? -1 : number.len};
+		extras[0] = (EncodedField){op.data, op.len};
+		extras[1] = (EncodedField){number.data, n % 2 == 0 ? -1 : number.len};
 		full = add_row(writer, table, encoder, slot, way, extras);
 		MemoryContextSwitchTo(context);
 		if (full)
