@@ -97,7 +97,7 @@ SELECT peerdb_create_mirror('m', 'resync_pg', '[{"from": "resync_s.a", "exclude"
 SELECT peerdb_create_mirror('m', 'resync_pg', '[{"from": "resync_s.a", "exclude": ["id"]}]');
 \set VERBOSITY default
 
--- the keys of each kind of peer; Snowflake is not available yet
+-- the keys of each kind of peer
 SELECT peerdb_create_mirror('m', 'resync_ch', '[{"from": "resync_s.a", "nonsense": 1}]');
 SELECT peerdb_create_mirror('m', 'resync_ch', '[{"from": "resync_s.a", "order_by": "id"}]');
 SELECT peerdb_create_mirror('m', 'resync_ch', '[{"from": "resync_s.a", "append": "yes"}]');
@@ -112,8 +112,10 @@ SET LOCAL client_min_messages = warning;
 SELECT peerdb_create_mirror('m', 'resync_ch',
 	'[{"from": "resync_s.a", "to": "Odd Name", "engine": "MergeTree", "order_by": ["id"], "partition_by": "id", "sharding_key": "id", "columns": [{"source": "b", "type": "String", "nullable": true}]}]') > 0 AS created;
 SELECT peerdb_create_mirror('n', 'resync_bq', '[{"from": "resync_s.a", "to": "literal name", "partition_by": "b", "cluster_by": ["id"]}]') > 0 AS created;
+SELECT peerdb_create_mirror('o', 'resync_sf', '[{"from": "resync_s.a", "to": "x.\"Odd Name\"", "cluster_by": ["id"], "columns": [{"source": "b", "destination": "c"}]}]') > 0 AS created;
+SELECT mirror, destination_table FROM peerdb.mirror_tables WHERE mirror IN ('m', 'n', 'o') ORDER BY mirror;
 ROLLBACK;
-SELECT peerdb_create_mirror('m', 'resync_sf', '["resync_s.a", "resync_s.b:\"x\".y"]');
+SELECT peerdb_create_mirror('m', 'resync_sf', '[{"from": "resync_s.a", "partition_by": "b"}]');
 \set VERBOSITY default
 
 -- nothing is left

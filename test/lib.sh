@@ -36,9 +36,10 @@ find_engine() {
 	export "${1?}" "${1}_MISSING"
 }
 
-# Of ClickHouse and BigQuery; REPO is the work tree.
+# Of ClickHouse, BigQuery and Snowflake; REPO is the work tree.
 find_chdb() { find_engine RESYNC_CHDB "$1/test/chdb/install.sh"; }
 find_bqemulator() { find_engine RESYNC_BQEMULATOR "$1/test/bigquery/install.sh"; }
+find_snowflake() { find_engine RESYNC_SNOWFLAKE "$1/test/snowflake/install.sh"; }
 find_zetasql() { find_engine RESYNC_ZETASQL "$1/test/bigquery/install_zetasql.sh"; }
 
 # make_server PREFIX: a private server; its pg_config is

@@ -57,9 +57,9 @@ static const ElementKey element_keys[] = {
 	{"engine", KEY_STRING, "clickhouse"},
 	{"order_by", KEY_STRINGS, "clickhouse"},
 	{"partition_by", KEY_STRING, "clickhouse, bigquery"},
-	{"cluster_by", KEY_STRINGS, "bigquery"},
+	{"cluster_by", KEY_STRINGS, "bigquery, snowflake"},
 	{"sharding_key", KEY_STRING, "clickhouse"},
-	{"columns", KEY_COLUMNS, "clickhouse, bigquery"},
+	{"columns", KEY_COLUMNS, "clickhouse, bigquery, snowflake"},
 };
 
 static const struct

@@ -51,17 +51,6 @@ resync_bq_lsn(XLogRecPtr lsn)
  * Connect
  * ------------------------------------------------------------------ */
 
-static char *
-require_option(List *options, const char *name, const char *where)
-{
-	const char *value = resync_destination_option(options, name);
-
-	if (value == NULL || value[0] == '\0')
-		ereport(ERROR, (errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
-						errmsg("the %s of the BigQuery peer has no option \"%s\"", where, name)));
-	return pstrdup(value);
-}
-
 /*
  * The peer's options into dest, in dest's context.  What BigQuery is asked with
  * is the key file alone, which only members of pg_read_server_files may name:
@@ -74,15 +63,16 @@ read_options(BqDestination *dest, const ResyncPeer *peer)
 	const char *location = resync_destination_option(peer->server_options, "location");
 	Size		len;
 
-	dest->project = require_option(peer->server_options, "project", "server");
-	dest->dataset = require_option(peer->server_options, "dataset", "server");
-	dest->key_file = require_option(peer->user_options, "service_account_file", "user mapping");
+	dest->project = resync_destination_require_option(peer, false, "project", "BigQuery");
+	dest->dataset = resync_destination_require_option(peer, false, "dataset", "BigQuery");
+	dest->key_file = resync_destination_require_option(peer, true, "service_account_file",
+													   "BigQuery");
 	dest->location = location != NULL && location[0] != '\0' ? pstrdup(location) : NULL;
-	dest->prefix = resync_bq_parse_url(url != NULL ? url : DEFAULT_URL, &dest->options);
+	dest->prefix = resync_http_parse_url(url != NULL ? url : DEFAULT_URL, "BigQuery",
+										 &dest->options);
 	len = strlen(dest->prefix);
 	if (len > 0 && dest->prefix[len - 1] == '/')
 		dest->prefix[len - 1] = '\0';
-	dest->options.service = "BigQuery";
 }
 
 /* Asks for the dataset: key, project, dataset and location are proven. */
@@ -96,7 +86,7 @@ check_dataset(BqDestination *dest)
 	call.path = psprintf("/bigquery/v2/projects/%s/datasets/%s", resync_http_escape(dest->project),
 						 resync_http_escape(dest->dataset));
 	(void) resync_bq_call(dest, &call, &json);
-	location = resync_bq_get(json, "location");
+	location = resync_json_get_text(json, "location");
 	if (location == NULL)
 		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
 						errmsg("the server does not answer as BigQuery does")));

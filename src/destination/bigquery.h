@@ -126,18 +126,12 @@ typedef struct BqResult
 
 #define bq_value(res, row, col) ((res)->values[(row) * (res)->ncols + (col)])
 
-/* "https://host:port/path" into options, which get no service; returns the path. */
-extern char *resync_bq_parse_url(const char *url, HttpOptions *options);
-
 /* Returns 0 or the status allowed; json may be NULL. */
 extern int resync_bq_call(BqDestination *dest, const BqCall *call, JsonNode **json);
 
 /* An answer that is no success, raised. */
 extern void resync_bq_raise_response(const HttpResponse *response) pg_attribute_noreturn();
 
-/* text is in the server's encoding. */
-extern void	 resync_bq_set(JsonNode *object, const char *path, const char *text);
-extern char *resync_bq_get(JsonNode *object, const char *path); /* NULL: not there */
 extern void
 resync_bq_set_table(BqDestination *dest, JsonNode *object, const char *path, const char *name);
 extern char *resync_bq_table_path(BqDestination *dest, const char *name);
@@ -145,7 +139,6 @@ extern char *resync_bq_ident(const char *name);
 extern char *resync_bq_literal(const char *text);
 extern char *resync_bq_table(BqDestination *dest, const char *name); /* `p`.`d`.`t` */
 
-extern void		 resync_bq_sleep(long ms);
 extern char		*resync_bq_job_id(BqDestination *dest, const char *what); /* "resync_t_r_l_what" */
 extern JsonNode *resync_bq_find_job(BqDestination *dest, const char *id); /* NULL: none */
 extern JsonNode *resync_bq_wait_job(BqDestination *dest, const char *id, JsonNode *job);

@@ -16,7 +16,6 @@
 
 #include "mb/pg_wchar.h"
 #include "net/jwt.h"
-#include "storage/fd.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -28,31 +27,7 @@
 #define ASSERTION_LIFE 3600
 #define RENEW_BEFORE 300
 
-/* Bytes; a real one has 2,400. */
-#define MAX_KEY_FILE (64 * 1024)
-
 #define TOKEN_TIMEOUT 60000
-
-/* The text of the key file, palloc'ed; secret. */
-static char *
-read_key_file(const char *path, Size *len)
-{
-	FILE	   *file = AllocateFile(path, "r");
-	struct stat st;
-	char	   *text;
-
-	if (file == NULL)
-		ereport(ERROR, (errcode_for_file_access(),
-						errmsg("could not open service account file \"%s\": %m", path)));
-	if (fstat(fileno(file), &st) != 0 || !S_ISREG(st.st_mode) || st.st_size > MAX_KEY_FILE)
-		ereport(ERROR, (errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
-						errmsg("\"%s\" is not a service account's key file", path)));
-	text = palloc(st.st_size + 1);
-	*len = fread(text, 1, st.st_size, file);
-	FreeFile(file);
-	text[*len] = '\0';
-	return text;
-}
 
 static char *
 require_string(JsonNode *account, const char *name, const char *path)
@@ -98,8 +73,8 @@ make_assertion(JsonNode *account, const char *path, const char *token_uri)
 static void
 pg_attribute_noreturn() raise_refused(const HttpResponse *response, JsonNode *answer)
 {
-	char *error = resync_bq_get(answer, "error");
-	char *text = resync_bq_get(answer, "error_description");
+	char *error = resync_json_get_text(answer, "error");
+	char *text = resync_json_get_text(answer, "error_description");
 
 	if (response->status >= 500 || response->status == 429)
 		ereport(ERROR, (errcode(ERRCODE_CONNECTION_FAILURE),
@@ -118,7 +93,7 @@ static void
 fetch_token(BqDestination *dest)
 {
 	Size		  len;
-	char		 *text = read_key_file(dest->key_file, &len);
+	char		 *text = resync_destination_read_file(dest->key_file, "service account file", &len);
 	JsonNode	 *account = resync_json_parse(text, len, 8, NULL);
 	const char	 *token_uri = resync_json_string(account, "token_uri");
 	HttpOptions	  options = {0};
@@ -135,13 +110,12 @@ fetch_token(BqDestination *dest)
 						errmsg("service account file \"%s\" is not valid JSON", dest->key_file)));
 	if (token_uri == NULL)
 		token_uri = TOKEN_URI;
-	request.url = resync_bq_parse_url(token_uri, &options);
+	request.url = resync_http_parse_url(token_uri, "Google's token service", &options);
 	/* an assertion in clear text is as good as a token */
 	if (!options.tls && dest->options.tls)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
 				 errmsg("token_uri of service account file \"%s\" is not https", dest->key_file)));
-	options.service = "Google's token service";
 	assertion = make_assertion(account, dest->key_file, token_uri);
 	request.method = "POST";
 	request.headers = list_make1("Content-Type: application/x-www-form-urlencoded");

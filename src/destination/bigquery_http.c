@@ -19,10 +19,8 @@
 #include "miscadmin.h"
 #include "net/retry.h"
 #include "net/wait.h"
-#include "storage/latch.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
-#include "utils/wait_event.h"
 
 /* Milliseconds without a sign of life. */
 #define CALL_TIMEOUT 120000
@@ -40,62 +38,6 @@
 /* ---------------------------------------------------------------------
  * Text
  * ------------------------------------------------------------------ */
-
-/* check_url() of the options has looked at it; a key file's URL may be anything. */
-char *
-resync_bq_parse_url(const char *url, HttpOptions *options)
-{
-	const char *host;
-	const char *end;
-	const char *port;
-
-	options->tls = pg_strncasecmp(url, "https://", 8) == 0;
-	if (!options->tls && pg_strncasecmp(url, "http://", 7) != 0)
-		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						errmsg("URL of BigQuery is neither http nor https")));
-	host = url + (options->tls ? 8 : 7);
-	end = host + strcspn(host, "/?#");
-	port = end;
-	while (port > host && isdigit((unsigned char) port[-1]))
-		port--;
-	options->port = options->tls ? 443 : 80;
-	if (port > host && port < end && port[-1] == ':')
-	{
-		options->port = atoi(port);
-		port--;
-	}
-	else
-		port = end;
-	if (port - host > 2 && host[0] == '[' && port[-1] == ']')
-		options->host = pnstrdup(host + 1, port - host - 2);
-	else
-		options->host = pnstrdup(host, port - host);
-	return pstrdup(*end == '\0' ? "/" : end);
-}
-
-void
-resync_bq_set(JsonNode *object, const char *path, const char *text)
-{
-	resync_json_set_string(object, path, pg_server_to_any(text, strlen(text), PG_UTF8));
-}
-
-/* A text that the server's encoding does not have is as good as none. */
-char *
-resync_bq_get(JsonNode *object, const char *path)
-{
-	const char *text = object != NULL ? resync_json_string(object, path) : NULL;
-
-	if (text == NULL)
-		return NULL;
-	if (GetDatabaseEncoding() == PG_UTF8)
-		return pg_verify_mbstr(PG_UTF8, text, strlen(text), true) ? pstrdup(text) : NULL;
-	for (const char *p = text; *p != '\0'; p++)
-	{
-		if (IS_HIGHBIT_SET(*p))
-			return pstrdup("(text that this database's encoding does not have)");
-	}
-	return pstrdup(text);
-}
 
 static char *
 quote(const char *text, char with)
@@ -157,9 +99,9 @@ resync_bq_table_path(BqDestination *dest, const char *name)
 void
 resync_bq_set_table(BqDestination *dest, JsonNode *object, const char *path, const char *name)
 {
-	resync_bq_set(object, psprintf("%s.projectId", path), dest->project);
-	resync_bq_set(object, psprintf("%s.datasetId", path), dest->dataset);
-	resync_bq_set(object, psprintf("%s.tableId", path), name);
+	resync_json_set_text(object, psprintf("%s.projectId", path), dest->project);
+	resync_json_set_text(object, psprintf("%s.datasetId", path), dest->dataset);
+	resync_json_set_text(object, psprintf("%s.tableId", path), name);
 }
 
 /* ---------------------------------------------------------------------
@@ -253,8 +195,8 @@ resync_bq_raise_response(const HttpResponse *response)
 
 	if (json == NULL || resync_json_find(json, "error") == NULL)
 		raise_error(NULL, NULL, response->status);
-	raise_error(resync_bq_get(json, "error.errors.0.reason"), resync_bq_get(json, "error.message"),
-				response->status);
+	raise_error(resync_json_get_text(json, "error.errors.0.reason"),
+				resync_json_get_text(json, "error.message"), response->status);
 }
 
 /* ---------------------------------------------------------------------
@@ -304,19 +246,6 @@ resync_bq_call(BqDestination *dest, const BqCall *call, JsonNode **json)
 	return 0;
 }
 
-/* Wait, listening to the latch. */
-void
-resync_bq_sleep(long ms)
-{
-	int events;
-
-	CHECK_FOR_INTERRUPTS();
-	events = WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, ms,
-					   PG_WAIT_EXTENSION);
-	if (events & WL_LATCH_SET)
-		resync_wait_latch_set();
-}
-
 /* ---------------------------------------------------------------------
  * Jobs
  * ------------------------------------------------------------------ */
@@ -359,7 +288,7 @@ resync_bq_wait_job(BqDestination *dest, const char *id, JsonNode *job)
 
 	while (!is_done(job))
 	{
-		resync_bq_sleep(delay);
+		resync_wait_sleep(delay);
 		delay = Min(delay * 2, POLL_MAX_MS);
 		job = resync_bq_find_job(dest, id);
 		if (job == NULL)
@@ -379,13 +308,13 @@ resync_bq_job_failed(JsonNode *job)
 void
 resync_bq_raise_job(JsonNode *job)
 {
-	char *reason = resync_bq_get(job, "status.errorResult.reason");
-	char *text = resync_bq_get(job, "status.errorResult.message");
+	char *reason = resync_json_get_text(job, "status.errorResult.reason");
+	char *text = resync_json_get_text(job, "status.errorResult.message");
 
 	if (resync_json_find(job, "configuration.load") != NULL && reason != NULL &&
 		strcmp(reason, "invalid") == 0)
 	{
-		char *id = resync_bq_get(job, "jobReference.jobId");
+		char *id = resync_json_get_text(job, "jobReference.jobId");
 
 		ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION), errmsg("BigQuery refused the data"),
 						errdetail("Reason: %s.", reason),
@@ -417,8 +346,8 @@ resync_bq_run_job(BqDestination *dest, JsonNode *job, const char *base, bool *be
 	BqCall call = {.method = "POST", .body = job, .allowed = 409};
 
 	call.path = psprintf("/bigquery/v2/projects/%s/jobs", escape(dest->project));
-	resync_bq_set(job, "jobReference.projectId", dest->project);
-	resync_bq_set(job, "jobReference.location", dest->location);
+	resync_json_set_text(job, "jobReference.projectId", dest->project);
+	resync_json_set_text(job, "jobReference.location", dest->location);
 	for (int attempt = 1;; attempt++)
 	{
 		char	 *id = psprintf("%s_%d", base, attempt);
@@ -455,7 +384,7 @@ resync_bq_exec(BqDestination *dest, const char *sql, const char *base, bool *bef
 	if (base == NULL)
 		base = resync_bq_job_id(dest,
 								psprintf("sql_%08x_" UINT64_FORMAT, dest->nonce, ++dest->requests));
-	resync_bq_set(job, "configuration.query.query", sql);
+	resync_json_set_text(job, "configuration.query.query", sql);
 	resync_json_set_bool(job, "configuration.query.useLegacySql", false);
 	return resync_bq_run_job(dest, job, base, before);
 }
@@ -483,8 +412,8 @@ append_rows(BqResult *result, JsonNode *answer)
 		JsonNode *fields = resync_json_find(answer, psprintf("rows.%d.f", row));
 
 		for (int col = 0; col < result->ncols; col++)
-			bq_value(result, result->nrows + row, col) = resync_bq_get(fields,
-																	   psprintf("%d.v", col));
+			bq_value(result, result->nrows + row,
+					 col) = resync_json_get_text(fields, psprintf("%d.v", col));
 	}
 	result->nrows += n;
 }
@@ -499,12 +428,12 @@ resync_bq_query(BqDestination *dest, const char *sql, bool missing_ok)
 	char	 *page = NULL;
 
 	call.path = psprintf("/bigquery/v2/projects/%s/queries", escape(dest->project));
-	resync_bq_set(call.body, "query", sql);
+	resync_json_set_text(call.body, "query", sql);
 	resync_json_set_bool(call.body, "useLegacySql", false);
 	resync_json_set_bool(call.body, "useQueryCache", false);
 	resync_json_set_int64(call.body, "timeoutMs", QUERY_WAIT_MS);
 	if (dest->location != NULL)
-		resync_bq_set(call.body, "location", dest->location);
+		resync_json_set_text(call.body, "location", dest->location);
 	if (missing_ok)
 		call.allowed = 404;
 	for (;;)
@@ -514,12 +443,12 @@ resync_bq_query(BqDestination *dest, const char *sql, bool missing_ok)
 		if (resync_bq_call(dest, &call, &answer) != 0)
 			return NULL;
 		if (id == NULL)
-			id = resync_bq_get(answer, "jobReference.jobId");
+			id = resync_json_get_text(answer, "jobReference.jobId");
 		(void) resync_json_bool(answer, "jobComplete", &complete);
 		if (complete)
 		{
 			append_rows(result, answer);
-			page = resync_bq_get(answer, "pageToken");
+			page = resync_json_get_text(answer, "pageToken");
 			if (page == NULL)
 				return result;
 		}

@@ -11,6 +11,7 @@
 #include "postgres.h"
 
 #include "destination/bigquery.h"
+#include "destination/mapping.h"
 
 #include "access/xact.h"
 #include "utils/builtins.h"
@@ -23,78 +24,6 @@
 /* ---------------------------------------------------------------------
  * The mapping
  * ------------------------------------------------------------------ */
-
-static Jsonb *
-mapping_json(const ResyncTable *table)
-{
-	return DatumGetJsonbP(
-		DirectFunctionCall1(jsonb_in, CStringGetDatum(table->mapping ? table->mapping : "{}")));
-}
-
-/* The value of a key of an object, or NULL. */
-static JsonbValue *
-find_key(JsonbContainer *object, const char *name)
-{
-	JsonbValue key = {.type = jbvString};
-
-	if (!JsonContainerIsObject(object))
-		return NULL;
-	key.val.string.val = unconstify(char *, name);
-	key.val.string.len = strlen(name);
-	return findJsonbValueFromContainer(object, JB_FOBJECT, &key);
-}
-
-static char *
-find_string(JsonbContainer *object, const char *name)
-{
-	JsonbValue *v = find_key(object, name);
-
-	return v != NULL && v->type == jbvString ? pnstrdup(v->val.string.val, v->val.string.len)
-											 : NULL;
-}
-
-/*
- * The name at the destination that the mapping gives a source column, or NULL.
- * Types cannot be chosen.
- */
-static char *
-find_renamed(Jsonb *mapping, const char *source)
-{
-	JsonbValue *columns = find_key(&mapping->root, "columns");
-
-	if (columns == NULL || columns->type != jbvBinary)
-		return NULL;
-	for (uint32 i = 0; i < JsonContainerSize(columns->val.binary.data); i++)
-	{
-		JsonbValue *item = getIthJsonbValueFromContainer(columns->val.binary.data, i);
-		char	   *name = find_string(item->val.binary.data, "source");
-
-		if (name == NULL || strcmp(name, source) != 0)
-			continue;
-		if (find_key(item->val.binary.data, "type") != NULL ||
-			find_key(item->val.binary.data, "nullable") != NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("the type of column \"%s\" cannot be chosen at BigQuery", source),
-					 errhint("Only \"destination\" may be given for a column.")));
-		return find_string(item->val.binary.data, "destination");
-	}
-	return NULL;
-}
-
-static const ResyncColumn *
-find_column(const ResyncTable *table, const char *name, const char *key)
-{
-	for (int i = 0; i < table->ncols; i++)
-	{
-		if (strcmp(table->cols[i].dest_name, name) == 0 || strcmp(table->cols[i].name, name) == 0)
-			return &table->cols[i];
-	}
-	ereport(ERROR, (errcode(ERRCODE_UNDEFINED_COLUMN),
-					errmsg("column \"%s\" of \"%s\" is not a mirrored column of table \"%s.%s\"",
-						   name, key, table->schema, table->name)));
-	return NULL; /* keep compiler quiet */
-}
 
 /* May the service sort by it? */
 static bool
@@ -120,31 +49,20 @@ is_clusterable(const ResyncColumn *col)
 static void
 read_cluster_by(const ResyncTable *table, Jsonb *json, BqMapping *mapping)
 {
-	JsonbValue			*given = find_key(&json->root, "cluster_by");
+	List				*given = resync_mapping_columns(table, json, "cluster_by");
 	const ResyncColumn **key = resync_destination_key(table);
 
-	if (given == NULL || given->type != jbvBinary)
-	{
-		for (int i = 0; i < table->nkeys && i < MAX_CLUSTER && is_clusterable(key[i]); i++)
-			mapping->cluster_by = lappend(mapping->cluster_by, key[i]->dest_name);
-		return;
-	}
-	for (uint32 i = 0; i < JsonContainerSize(given->val.binary.data); i++)
-	{
-		JsonbValue *v = getIthJsonbValueFromContainer(given->val.binary.data, i);
-
-		mapping->cluster_by = lappend(
-			mapping->cluster_by,
-			find_column(table, pnstrdup(v->val.string.val, v->val.string.len), "cluster_by")
-				->dest_name);
-	}
+	mapping->cluster_by = given;
+	for (int i = 0; given == NIL && i < table->nkeys && i < MAX_CLUSTER && is_clusterable(key[i]);
+		 i++)
+		mapping->cluster_by = lappend(mapping->cluster_by, key[i]->dest_name);
 }
 
 /* "column", or "column HOUR": DAY, MONTH, YEAR. */
 static void
 read_partition_by(const ResyncTable *table, Jsonb *json, BqMapping *mapping)
 {
-	char			   *text = find_string(&json->root, "partition_by");
+	char			   *text = resync_mapping_string(&json->root, "partition_by");
 	char			   *blank;
 	const ResyncColumn *col;
 	BqType				type;
@@ -166,7 +84,7 @@ read_partition_by(const ResyncTable *table, Jsonb *json, BqMapping *mapping)
 			break;
 		}
 	}
-	col = find_column(table, text, "partition_by");
+	col = resync_mapping_column(table, text, "partition_by");
 	type = resync_bq_type(col);
 	if (type.repeated ||
 		(type.kind != BQ_DATE && type.kind != BQ_DATETIME && type.kind != BQ_TIMESTAMP))
@@ -183,11 +101,10 @@ read_partition_by(const ResyncTable *table, Jsonb *json, BqMapping *mapping)
 BqMapping *
 resync_bq_mapping(const ResyncTable *table)
 {
-	BqMapping  *mapping = palloc0(sizeof(BqMapping));
-	Jsonb	   *json = mapping_json(table);
-	JsonbValue *append = find_key(&json->root, "append");
+	BqMapping *mapping = palloc0(sizeof(BqMapping));
+	Jsonb	  *json = resync_mapping_json(table);
 
-	mapping->append = append != NULL && append->type == jbvBool && append->val.boolean;
+	mapping->append = resync_mapping_append(json);
 	read_cluster_by(table, json, mapping);
 	read_partition_by(table, json, mapping);
 	return mapping;
@@ -247,7 +164,7 @@ resync_bq_append_field(JsonNode *fields, const char *name, const BqType *type)
 {
 	JsonNode *field = resync_json_append_object(fields);
 
-	resync_bq_set(field, "name", name);
+	resync_json_set_text(field, "name", name);
 	resync_json_set_string(field, "type", resync_bq_kind_name(type->kind));
 	resync_json_set_string(field, "mode",
 						   type->repeated	? "REPEATED"
@@ -306,7 +223,7 @@ map_column(const BqDestination *dest, Jsonb *json, ResyncColumn *col)
 {
 	const ResyncOptions *options = dest->head.id->options;
 	BqColumnChoice		 choice = {0};
-	char				*name = find_renamed(json, col->name);
+	char				*name = resync_mapping_renamed(json, col->name, "BigQuery");
 
 	choice.unbounded_string = options->unbounded_numeric != NULL &&
 							  strcmp(options->unbounded_numeric, "string") == 0;
@@ -370,7 +287,7 @@ resync_bq_map_columns(Destination *head, ResyncTable *table)
 	BqDestination *dest = (BqDestination *) head;
 	MemoryContext  context = CurrentMemoryContext;
 	bool		   own_transaction = !IsTransactionState();
-	Jsonb		  *json = mapping_json(table);
+	Jsonb		  *json = resync_mapping_json(table);
 
 	if (own_transaction)
 	{
@@ -406,7 +323,7 @@ resync_bq_map_added(Destination *head, const ResyncTable *table, ResyncColumn *c
 	BqDestination *dest = (BqDestination *) head;
 	ResyncTable	   with = *table;
 
-	map_column(dest, mapping_json(table), col);
+	map_column(dest, resync_mapping_json(table), col);
 	with.ncols++;
 	with.cols = palloc(sizeof(ResyncColumn) * with.ncols);
 	memcpy(with.cols, table->cols, sizeof(ResyncColumn) * table->ncols);

@@ -41,7 +41,7 @@ find_field(JsonNode *table, const char *name)
 
 	for (int i = 0; name != NULL && i < n; i++)
 	{
-		char *field = resync_bq_get(table, psprintf("schema.fields.%d.name", i));
+		char *field = resync_json_get_text(table, psprintf("schema.fields.%d.name", i));
 
 		if (field != NULL && pg_strcasecmp(field, name) == 0)
 			return field;

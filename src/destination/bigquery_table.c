@@ -52,18 +52,18 @@ static BqTable *
 read_table(JsonNode *json)
 {
 	BqTable *table = palloc0(sizeof(BqTable));
-	char	*hash = resync_bq_get(json, "labels." LABEL_NAME);
-	char	*run = resync_bq_get(json, "labels." LABEL_RUN);
+	char	*hash = resync_json_get_text(json, "labels." LABEL_NAME);
+	char	*run = resync_json_get_text(json, "labels." LABEL_RUN);
 
 	table->json = json;
-	table->name = resync_bq_get(json, "tableReference.tableId");
+	table->name = resync_json_get_text(json, "tableReference.tableId");
 	if (table->name == NULL || hash == NULL || run == NULL ||
 		strcmp(hash, name_hash(table->name)) != 0)
 		return table;
-	table->token = resync_bq_get(json, "labels." LABEL_TOKEN);
+	table->token = resync_json_get_text(json, "labels." LABEL_TOKEN);
 	table->run = strtoll(run, NULL, 10);
-	table->role = resync_bq_get(json, "labels." LABEL_ROLE);
-	table->life = resync_bq_get(json, "labels." LABEL_LIFE);
+	table->role = resync_json_get_text(json, "labels." LABEL_ROLE);
+	table->life = resync_json_get_text(json, "labels." LABEL_LIFE);
 	if (table->role == NULL || table->life == NULL)
 		table->token = NULL;
 	return table;
@@ -103,7 +103,7 @@ resync_bq_marked_tables(BqDestination *dest, const char *token)
 			if (table->token != NULL && strcmp(table->token, token) == 0)
 				tables = lappend(tables, table);
 		}
-		page = resync_bq_get(json, "nextPageToken");
+		page = resync_json_get_text(json, "nextPageToken");
 	} while (page != NULL);
 	return tables;
 }
@@ -201,7 +201,7 @@ make_table(BqDestination *dest, const ResyncTable *table, const char *name, cons
 	if (mapping->partition_by != NULL)
 	{
 		resync_json_set_string(json, "timePartitioning.type", mapping->partition_unit);
-		resync_bq_set(json, "timePartitioning.field", mapping->partition_by);
+		resync_json_set_text(json, "timePartitioning.field", mapping->partition_by);
 	}
 	if (mapping->cluster_by != NIL)
 	{
@@ -321,7 +321,7 @@ has_field(JsonNode *table, const char *name)
 
 	for (int i = 0; i < n; i++)
 	{
-		char *field = resync_bq_get(table, psprintf("schema.fields.%d.name", i));
+		char *field = resync_json_get_text(table, psprintf("schema.fields.%d.name", i));
 
 		if (field != NULL && pg_strcasecmp(field, name) == 0)
 			return true;

@@ -16,6 +16,7 @@
 #include "destination/bigquery.h"
 
 #include "net/retry.h"
+#include "net/wait.h"
 #include "utils/memutils.h"
 
 /* Milliseconds without a sign of life; the last chunk's answer takes longer. */
@@ -40,8 +41,8 @@ resync_bq_upload_make(BqDestination *dest, const char *table, JsonNode *schema, 
 	JsonNode *targets;
 	Size	  size = (Size) resync_copier_buffer * 1024 / BQ_CHUNK_UNIT * BQ_CHUNK_UNIT;
 
-	resync_bq_set(job, "jobReference.projectId", dest->project);
-	resync_bq_set(job, "jobReference.location", dest->location);
+	resync_json_set_text(job, "jobReference.projectId", dest->project);
+	resync_json_set_text(job, "jobReference.location", dest->location);
 	resync_json_set_string(job, "jobReference.jobId", id);
 	resync_bq_set_table(dest, job, "configuration.load.destinationTable", table);
 	resync_json_set_string(job, "configuration.load.sourceFormat", "AVRO");
@@ -95,7 +96,7 @@ begin_session(BqUpload *upload)
 		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
 						errmsg("the server does not answer as BigQuery does")));
 	old = MemoryContextSwitchTo(upload->context);
-	upload->session = resync_bq_parse_url(location, &options);
+	upload->session = resync_http_parse_url(location, dest->options.service, &options);
 	if (options.tls == dest->options.tls && options.port == dest->options.port &&
 		pg_strcasecmp(options.host, dest->options.host) == 0)
 		upload->http = dest->http;
@@ -104,7 +105,6 @@ begin_session(BqUpload *upload)
 						errmsg("BigQuery wants an upload without TLS")));
 	else
 	{
-		options.service = dest->options.service;
 		upload->http = resync_http_open(upload->context, &options);
 	}
 	MemoryContextSwitchTo(old);
@@ -223,7 +223,7 @@ send_chunk(BqUpload *upload, bool last)
 		}
 		if (response != NULL && response->status == 401)
 			resync_bq_forget_token(upload->dest);
-		resync_bq_sleep(resync_retry_delay(0, tries));
+		resync_wait_sleep(resync_retry_delay(0, tries));
 		probe = true;
 	}
 }

@@ -19,6 +19,7 @@
 #include "postgres.h"
 
 #include "destination/clickhouse.h"
+#include "destination/mapping.h"
 
 #include "access/xact.h"
 #include "utils/builtins.h"
@@ -27,54 +28,6 @@
 /* ---------------------------------------------------------------------
  * The mapping
  * ------------------------------------------------------------------ */
-
-static Jsonb *
-mapping_json(const ResyncTable *table)
-{
-	return DatumGetJsonbP(
-		DirectFunctionCall1(jsonb_in, CStringGetDatum(table->mapping ? table->mapping : "{}")));
-}
-
-/* The value of a key of an object, or NULL. */
-static JsonbValue *
-find_key(JsonbContainer *object, const char *name)
-{
-	JsonbValue key = {.type = jbvString};
-
-	if (!JsonContainerIsObject(object))
-		return NULL;
-	key.val.string.val = unconstify(char *, name);
-	key.val.string.len = strlen(name);
-	return findJsonbValueFromContainer(object, JB_FOBJECT, &key);
-}
-
-static char *
-find_string(JsonbContainer *object, const char *name)
-{
-	JsonbValue *v = find_key(object, name);
-
-	return v != NULL && v->type == jbvString ? pnstrdup(v->val.string.val, v->val.string.len)
-											 : NULL;
-}
-
-/* The object in "columns" for a source column, or NULL. */
-static JsonbContainer *
-find_column_mapping(Jsonb *mapping, const char *source)
-{
-	JsonbValue *columns = find_key(&mapping->root, "columns");
-
-	if (columns == NULL || columns->type != jbvBinary)
-		return NULL;
-	for (uint32 i = 0; i < JsonContainerSize(columns->val.binary.data); i++)
-	{
-		JsonbValue *item = getIthJsonbValueFromContainer(columns->val.binary.data, i);
-		char	   *name = find_string(item->val.binary.data, "source");
-
-		if (name != NULL && strcmp(name, source) == 0)
-			return item->val.binary.data;
-	}
-	return NULL;
-}
 
 static const ResyncColumn *
 find_column(const ResyncTable *table, const char *name)
@@ -97,7 +50,7 @@ static void
 read_engine(const ResyncTable *table, Jsonb *json, ChMapping *mapping)
 {
 	static const char *const engines[] = {"ReplacingMergeTree", "MergeTree"};
-	char					*engine = find_string(&json->root, "engine");
+	char					*engine = resync_mapping_string(&json->root, "engine");
 
 	if (engine == NULL)
 		mapping->engine = table->nkeys > 0 ? "ReplacingMergeTree" : "MergeTree";
@@ -129,7 +82,7 @@ read_engine(const ResyncTable *table, Jsonb *json, ChMapping *mapping)
 static void
 read_order_by(const ResyncTable *table, Jsonb *json, ChMapping *mapping)
 {
-	JsonbValue			*given = find_key(&json->root, "order_by");
+	JsonbValue			*given = resync_mapping_find(&json->root, "order_by");
 	const ResyncColumn **key = resync_destination_key(table);
 
 	if (given == NULL || given->type != jbvBinary || JsonContainerSize(given->val.binary.data) == 0)
@@ -166,13 +119,12 @@ read_order_by(const ResyncTable *table, Jsonb *json, ChMapping *mapping)
 ChMapping *
 resync_ch_mapping(const ResyncTable *table)
 {
-	ChMapping  *mapping = palloc0(sizeof(ChMapping));
-	Jsonb	   *json = mapping_json(table);
-	JsonbValue *append = find_key(&json->root, "append");
+	ChMapping *mapping = palloc0(sizeof(ChMapping));
+	Jsonb	  *json = resync_mapping_json(table);
 
-	mapping->append = append != NULL && append->type == jbvBool && append->val.boolean;
-	mapping->partition_by = find_string(&json->root, "partition_by");
-	mapping->sharding_key = find_string(&json->root, "sharding_key");
+	mapping->append = resync_mapping_append(json);
+	mapping->partition_by = resync_mapping_string(&json->root, "partition_by");
+	mapping->sharding_key = resync_mapping_string(&json->root, "sharding_key");
 	if (mapping->partition_by != NULL && mapping->partition_by[0] == '\0')
 		mapping->partition_by = NULL;
 	if (mapping->sharding_key != NULL && mapping->sharding_key[0] == '\0')
@@ -247,16 +199,16 @@ static void
 map_column(const ChDestination *dest, const ResyncTable *table, Jsonb *json, ResyncColumn *col)
 {
 	const ResyncOptions *options = dest->head.id->options;
-	JsonbContainer		*given = find_column_mapping(json, col->name);
+	JsonbContainer		*given = resync_mapping_of_column(json, col->name);
 	ChColumnChoice		 choice = {.nullable = -1};
 	char				*name = NULL;
 
 	if (given != NULL)
 	{
-		JsonbValue *nullable = find_key(given, "nullable");
+		JsonbValue *nullable = resync_mapping_find(given, "nullable");
 
-		name = find_string(given, "destination");
-		choice.type = find_string(given, "type");
+		name = resync_mapping_string(given, "destination");
+		choice.type = resync_mapping_string(given, "type");
 		if (nullable != NULL && nullable->type == jbvBool)
 			choice.nullable = nullable->val.boolean;
 	}
@@ -309,14 +261,14 @@ check_names(const ChDestination *dest, const ResyncTable *table)
 static void
 check_mapped_columns(const ResyncTable *table, Jsonb *json)
 {
-	JsonbValue *columns = find_key(&json->root, "columns");
+	JsonbValue *columns = resync_mapping_find(&json->root, "columns");
 
 	if (columns == NULL || columns->type != jbvBinary)
 		return;
 	for (uint32 i = 0; i < JsonContainerSize(columns->val.binary.data); i++)
 	{
 		JsonbValue *item = getIthJsonbValueFromContainer(columns->val.binary.data, i);
-		char	   *name = find_string(item->val.binary.data, "source");
+		char	   *name = resync_mapping_string(item->val.binary.data, "source");
 		bool		found = name == NULL;
 
 		for (int c = 0; c < table->ncols && !found; c++)
@@ -386,13 +338,13 @@ resync_ch_map_columns(Destination *head, ResyncTable *table)
 	ChDestination *dest = (ChDestination *) head;
 	MemoryContext  context = CurrentMemoryContext;
 	bool		   own_transaction = !IsTransactionState();
-	Jsonb		  *json = mapping_json(table);
+	Jsonb		  *json = resync_mapping_json(table);
 	ChMapping	  *mapping;
 
 	for (int i = 0; i < table->ncols; i++)
 	{
-		JsonbContainer *given = find_column_mapping(json, table->cols[i].name);
-		char		   *name = given != NULL ? find_string(given, "destination") : NULL;
+		JsonbContainer *given = resync_mapping_of_column(json, table->cols[i].name);
+		char		   *name = given != NULL ? resync_mapping_string(given, "destination") : NULL;
 
 		table->cols[i].dest_name = name != NULL && name[0] != '\0' ? name
 																   : pstrdup(table->cols[i].name);
@@ -437,7 +389,7 @@ resync_ch_map_added(Destination *head, const ResyncTable *table, ResyncColumn *c
 	ChDestination *dest = (ChDestination *) head;
 	ResyncTable	   with = *table;
 
-	map_column(dest, table, mapping_json(table), col);
+	map_column(dest, table, resync_mapping_json(table), col);
 	with.ncols++;
 	with.cols = palloc(sizeof(ResyncColumn) * with.ncols);
 	memcpy(with.cols, table->cols, sizeof(ResyncColumn) * table->ncols);

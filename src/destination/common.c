@@ -8,9 +8,14 @@
 
 #include "destination/common.h"
 
+#include <sys/stat.h>
+
 #include "commands/defrem.h"
 #include "nodes/parsenodes.h"
 #include "storage/fd.h"
+
+/* Bytes of a key file, at most. */
+#define MAX_KEY_FILE (64 * 1024)
 
 const char *
 resync_destination_option(List *options, const char *name)
@@ -25,6 +30,40 @@ resync_destination_option(List *options, const char *name)
 			return defGetString(def);
 	}
 	return NULL;
+}
+
+char *
+resync_destination_require_option(const ResyncPeer *peer, bool mapping, const char *name,
+								  const char *service)
+{
+	const char *value = resync_destination_option(
+		mapping ? peer->user_options : peer->server_options, name);
+
+	if (value == NULL || value[0] == '\0')
+		ereport(ERROR, (errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
+						errmsg("the %s of the %s peer has no option \"%s\"",
+							   mapping ? "user mapping" : "server", service, name)));
+	return pstrdup(value);
+}
+
+char *
+resync_destination_read_file(const char *path, const char *what, Size *len)
+{
+	FILE	   *file = AllocateFile(path, "r");
+	struct stat st;
+	char	   *text;
+
+	if (file == NULL)
+		ereport(ERROR,
+				(errcode_for_file_access(), errmsg("could not open %s \"%s\": %m", what, path)));
+	if (fstat(fileno(file), &st) != 0 || !S_ISREG(st.st_mode) || st.st_size > MAX_KEY_FILE)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
+						errmsg("%s \"%s\" cannot be one", what, path)));
+	text = palloc(st.st_size + 1);
+	*len = fread(text, 1, st.st_size, file);
+	FreeFile(file);
+	text[*len] = '\0';
+	return text;
 }
 
 char *

@@ -17,6 +17,19 @@
 /* The value of a peer's option (a List of DefElem), not copied; NULL: not given. */
 extern const char *resync_destination_option(List *options, const char *name);
 
+/*
+ * Same of a peer's server, or of its user mapping; palloc'ed.  Raises HV00D if it
+ * is not given.  service: its name in the message.
+ */
+extern char *resync_destination_require_option(const ResyncPeer *peer, bool mapping,
+											   const char *name, const char *service);
+
+/*
+ * The text of a key file, palloc'ed, with a NUL at its end; secret.  what: names
+ * the file in messages.
+ */
+extern char *resync_destination_read_file(const char *path, const char *what, Size *len);
+
 /* First line of a password file, palloc'ed; an empty or missing one is an error. */
 extern char *resync_destination_password_file(const char *path);
 

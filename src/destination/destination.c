@@ -11,18 +11,16 @@
 
 #include "net/wait.h"
 
-/* Wrappers of ours, and the methods behind them.  NULL: not available yet. */
 static const struct
 {
 	const char				 *wrapper;
-	const char				 *label;
 	const DestinationRoutine *routine;
 } destinations[] = {
-	{"peerdb_postgres", "PostgreSQL", &resync_destination_postgres},
-	{"postgres_fdw", "PostgreSQL", &resync_destination_postgres},
-	{"peerdb_clickhouse", "ClickHouse", &resync_destination_clickhouse},
-	{"peerdb_snowflake", "Snowflake", NULL},
-	{"peerdb_bigquery", "BigQuery", &resync_destination_bigquery},
+	{"peerdb_postgres", &resync_destination_postgres},
+	{"postgres_fdw", &resync_destination_postgres},
+	{"peerdb_clickhouse", &resync_destination_clickhouse},
+	{"peerdb_snowflake", &resync_destination_snowflake},
+	{"peerdb_bigquery", &resync_destination_bigquery},
 };
 
 const DestinationRoutine *
@@ -39,25 +37,16 @@ resync_destination_routine(const char *wrapper)
 const DestinationRoutine *
 resync_destination_require(const char *wrapper)
 {
-	for (int i = 0; i < lengthof(destinations); i++)
-	{
-		if (strcmp(destinations[i].wrapper, wrapper) != 0)
-			continue;
-		if (destinations[i].routine == NULL)
-			ereport(
-				ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("destination %s is not available yet", destinations[i].label),
-				 errhint(
-					 "Use a server of \"peerdb_postgres\", \"postgres_fdw\", \"peerdb_clickhouse\" or \"peerdb_bigquery\".")));
-		return destinations[i].routine;
-	}
-	ereport(
-		ERROR,
-		(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-		 errmsg("a server of foreign-data wrapper \"%s\" cannot be a peer", wrapper),
-		 errhint(
-			 "Use a server of \"peerdb_postgres\", \"postgres_fdw\", \"peerdb_clickhouse\" or \"peerdb_bigquery\".")));
+	const DestinationRoutine *routine = resync_destination_routine(wrapper);
+
+	if (routine == NULL)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+			 errmsg("a server of foreign-data wrapper \"%s\" cannot be a peer", wrapper),
+			 errhint(
+				 "Use a server of \"peerdb_postgres\", \"postgres_fdw\", \"peerdb_clickhouse\", \"peerdb_snowflake\" or \"peerdb_bigquery\".")));
+	return routine;
 }
 
 void

@@ -263,14 +263,12 @@ extern void resync_destination_set_wait_hook(void (*hook)(void));
 /* By wrapper name ("peerdb_postgres", "postgres_fdw", ...).  NULL: unknown. */
 extern const DestinationRoutine *resync_destination_routine(const char *wrapper);
 
-/*
- * As above, but raises 0A000 "destination ... is not available yet" for the
- * known wrappers that have none.
- */
+/* As above, but raises 42809. */
 extern const DestinationRoutine *resync_destination_require(const char *wrapper);
 
 extern const DestinationRoutine resync_destination_postgres;
 extern const DestinationRoutine resync_destination_clickhouse;
 extern const DestinationRoutine resync_destination_bigquery;
+extern const DestinationRoutine resync_destination_snowflake;
 
 #endif /* RESYNC_DESTINATION_H */

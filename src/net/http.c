@@ -559,3 +559,35 @@ resync_http_escape(const char *text)
 	}
 	return buf.data;
 }
+
+char *
+resync_http_parse_url(const char *url, const char *service, HttpOptions *options)
+{
+	const char *host;
+	const char *end;
+	const char *port;
+
+	options->tls = pg_strncasecmp(url, "https://", 8) == 0;
+	if (!options->tls && pg_strncasecmp(url, "http://", 7) != 0)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("URL of %s is neither http nor https", service)));
+	host = url + (options->tls ? 8 : 7);
+	end = host + strcspn(host, "/?#");
+	port = end;
+	while (port > host && isdigit((unsigned char) port[-1]))
+		port--;
+	options->service = service;
+	options->port = options->tls ? 443 : 80;
+	if (port > host && port < end && port[-1] == ':')
+	{
+		options->port = atoi(port);
+		port--;
+	}
+	else
+		port = end;
+	if (port - host > 2 && host[0] == '[' && port[-1] == ']')
+		options->host = pnstrdup(host + 1, port - host - 2);
+	else
+		options->host = pnstrdup(host, port - host);
+	return pstrdup(*end == '\0' ? "/" : end);
+}

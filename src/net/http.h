@@ -117,6 +117,12 @@ extern int64 resync_http_sent(const HttpConn *conn);
 /* A header's value (name in any case), or NULL. */
 extern const char *resync_http_header(const HttpResponse *response, const char *name);
 
+/*
+ * "https://host:port/path" into host, port, tls and service of options; returns
+ * the path, in the current context.  Raises 22023 if it is no such URL.
+ */
+extern char *resync_http_parse_url(const char *url, const char *service, HttpOptions *options);
+
 /* Percent-encoded for use in a URL's path or query, palloc'ed. */
 extern char *resync_http_escape(const char *text);
 

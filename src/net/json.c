@@ -16,6 +16,7 @@
 #include <json-c/json_object_iterator.h>
 #include <json-c/json_tokener.h>
 
+#include "mb/pg_wchar.h"
 #include "utils/memutils.h"
 
 /* A document of a context. */
@@ -427,4 +428,29 @@ resync_json_text(JsonNode *node)
 	if (text == NULL)
 		raise_no_memory();
 	return pnstrdup(text, len);
+}
+
+/* ---- texts in the server's encoding ---- */
+
+void
+resync_json_set_text(JsonNode *object, const char *path, const char *text)
+{
+	resync_json_set_string(object, path, pg_server_to_any(text, strlen(text), PG_UTF8));
+}
+
+char *
+resync_json_get_text(JsonNode *object, const char *path)
+{
+	const char *text = object != NULL ? resync_json_string(object, path) : NULL;
+
+	if (text == NULL)
+		return NULL;
+	if (GetDatabaseEncoding() == PG_UTF8)
+		return pg_verify_mbstr(PG_UTF8, text, strlen(text), true) ? pstrdup(text) : NULL;
+	for (const char *p = text; *p != '\0'; p++)
+	{
+		if (IS_HIGHBIT_SET(*p))
+			return pstrdup("(text that this database's encoding does not have)");
+	}
+	return pstrdup(text);
 }

@@ -80,6 +80,16 @@ extern void resync_json_set_member(JsonNode *object, const char *name, const cha
 extern void		 resync_json_append_string(JsonNode *array, const char *text);
 extern JsonNode *resync_json_append_object(JsonNode *array);
 
+/* ---- texts in the server's encoding, which are converted ---- */
+
+extern void resync_json_set_text(JsonNode *object, const char *path, const char *text);
+
+/*
+ * In the current context.  NULL: not there, or (of invalid bytes) as good as not
+ * there; what the server's encoding does not have is replaced by a remark.
+ */
+extern char *resync_json_get_text(JsonNode *object, const char *path);
+
 /* As text, without blanks, in the current context. */
 extern char *resync_json_text(JsonNode *node);
 

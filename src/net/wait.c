@@ -11,6 +11,7 @@
 
 #include "miscadmin.h"
 #include "storage/latch.h"
+#include "utils/wait_event.h"
 
 void (*resync_wait_hook)(void) = NULL;
 
@@ -21,4 +22,16 @@ resync_wait_latch_set(void)
 	CHECK_FOR_INTERRUPTS();
 	if (resync_wait_hook != NULL)
 		resync_wait_hook();
+}
+
+void
+resync_wait_sleep(long ms)
+{
+	int events;
+
+	CHECK_FOR_INTERRUPTS();
+	events = WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, ms,
+					   PG_WAIT_EXTENSION);
+	if (events & WL_LATCH_SET)
+		resync_wait_latch_set();
 }

@@ -23,4 +23,7 @@ extern void (*resync_wait_hook)(void);
  */
 extern void resync_wait_latch_set(void);
 
+/* Wait for so long, or until the latch is set.  May raise, as above. */
+extern void resync_wait_sleep(long ms);
+
 #endif /* RESYNC_WAIT_H */

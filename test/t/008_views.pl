@@ -159,13 +159,6 @@ $t->src('ALTER TABLE owned DISABLE ROW LEVEL SECURITY');
 # ---- options of servers
 $t->refused("CREATE SERVER bad FOREIGN DATA WRAPPER peerdb_postgres OPTIONS (hosst 'x')", 'HV00D', 'hosst', 'an unknown option of a server');
 $t->refused("CREATE SERVER bad FOREIGN DATA WRAPPER peerdb_postgres OPTIONS (password 'x')", 'HV00D', 'password', 'a password does not belong there');
-foreach my $wrapper (qw(peerdb_snowflake))
-{
-	$t->src("CREATE SERVER s_$wrapper FOREIGN DATA WRAPPER $wrapper; CREATE USER MAPPING FOR CURRENT_USER SERVER s_$wrapper");
-	my (undef, undef, $e2) = $t->try("SELECT peerdb_create_mirror('x', 's_$wrapper', '[\"public.v1\"]')");
-	like($e2, qr/0A000/, "$wrapper: not available yet");
-}
-
 # no secret anywhere
 $t->src("ALTER USER MAPPING FOR CURRENT_USER SERVER dest OPTIONS (ADD password 'verysecret')");
 $t->resync('m');
