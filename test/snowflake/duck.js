@@ -26,6 +26,8 @@ const MACROS = [
      ELSE error('002023|SQL compilation error: Expression type does not match column data type, expecting VARIANT but got ' || typeof(x)) END`,
   `CREATE MACRO sf_into_binary(x) AS CASE WHEN typeof(x) IN ('BLOB', '"NULL"') THEN x::VARCHAR::BLOB
      ELSE error('002023|SQL compilation error: Expression type does not match column data type, expecting BINARY but got ' || typeof(x)) END`,
+  `CREATE MACRO sf_no_variant(x, want) AS CASE WHEN typeof(x) <> 'JSON' THEN x
+     ELSE error('002023|SQL compilation error: Expression type does not match column data type, expecting ' || want || ' but got VARIANT') END`,
   `CREATE MACRO sf_variant(x) AS CASE WHEN typeof(x) = 'JSON' THEN x::VARCHAR::JSON
      WHEN typeof(x) LIKE 'DECIMAL%' OR typeof(x) LIKE '%INT%' OR typeof(x) IN ('BOOLEAN', 'DOUBLE') THEN x::VARCHAR::JSON
      ELSE to_json(x::VARCHAR)::VARCHAR::JSON END`,
@@ -63,10 +65,27 @@ class Duck {
     // a VARIANT as text: a string without its quotes, JSON's null as NULL
     this.define('sf_json_text', (text) => (text === 'null' ? null : text[0] === '"' ? JSON.parse(text) : text));
     this.define('sf_geo', values.geo);
-    this.define('sf_date', (text, format) => values.date(text, format));
-    this.define('sf_time', (text, format) => values.time(text, format));
-    this.define('sf_ntz', (text, format) => values.timestampNtz(text, format));
-    this.define('sf_tz', (text, format, zone) => values.timestampTz(text, format, zone));
+    this.conversion('number', (text, precision, scale) => values.decimal(text, Number(precision), Number(scale)));
+    this.conversion('float', (text) => values.float(text));
+    this.conversion('boolean', (text) => values.boolean(text));
+    this.conversion('date', (text, format) => values.date(text, format));
+    this.conversion('time', (text, format) => values.time(text, format));
+    this.conversion('ntz', (text, format) => values.timestampNtz(text, format));
+    this.conversion('tz', (text, format, zone) => values.timestampTz(text, format, zone));
+  }
+
+  // sf_NAME, and sf_try_NAME that gives NULL for what cannot be read.
+  conversion(name, convert) {
+    const attempt = (...args) => {
+      try {
+        return convert(...args);
+      } catch {
+        return null;
+      }
+    };
+    Object.defineProperty(attempt, 'length', { value: convert.length });
+    this.define(`sf_${name}`, convert);
+    this.define(`sf_try_${name}`, attempt);
   }
 
   define(name, compute) {

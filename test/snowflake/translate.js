@@ -3,7 +3,7 @@
 'use strict';
 
 const { SqlError, Reader, errors, compilation, duckName, literal, printName } = require('./sql');
-const { readType } = require('./types');
+const { readType, number } = require('./types');
 const values = require('./values');
 const { shownAs } = require('./catalog');
 
@@ -547,9 +547,19 @@ class Translator extends Reader {
     if (type.duck === 'JSON') return kind === 'VARIANT' ? sql : `sf_variant(${sql})`;
     if (type.kind === 'BINARY') return kind === 'BINARY' ? sql : kind === 'VARCHAR' ? `unhex(${sql})` : `sf_binary(${sql})`;
     if (/^GEO/.test(type.kind)) return `sf_geo(${sql}::VARCHAR)`;
-    if (kind === 'VARIANT') return `CAST(sf_json_text(${sql}::VARCHAR) AS ${type.duck})`;
+    if (kind === 'VARCHAR') return this.fromText(sql, type);
+    if (kind === 'VARIANT') return this.fromText(`sf_json_text(${sql}::VARCHAR)`, type);
     if (kind) return `CAST(${sql} AS ${type.duck})`;
-    return `CASE WHEN typeof(${sql}) = 'JSON' THEN CAST(sf_value(${sql}) AS ${type.duck}) ELSE CAST(${sql} AS ${type.duck}) END`;
+    return `CASE WHEN typeof(${sql}) = 'JSON' THEN ${this.fromText(`sf_value(${sql})`, type)} WHEN typeof(${sql}) = 'VARCHAR' ` +
+      `THEN ${this.fromText(`${sql}::VARCHAR`, type)} ELSE CAST(${sql} AS ${type.duck}) END`;
+  }
+
+  // Text made a value as Snowflake reads it, not as DuckDB does.
+  fromText(sql, type, attempt = '') {
+    const more = { NUMBER: `, '${type.precision}', '${type.scale}'`, DATE: ", 'AUTO'", TIME: ", 'AUTO'", TIMESTAMP_NTZ: ", 'AUTO'",
+      TIMESTAMP_TZ: `, 'AUTO', ${literal(this.context.session.timezone)}` }[type.kind] ?? '';
+    const name = { TIMESTAMP_NTZ: 'ntz', TIMESTAMP_TZ: 'tz' }[type.kind] ?? type.kind.toLowerCase();
+    return `CAST(sf_${attempt}${name}(${sql}${more}) AS ${type.duck})`;
   }
 
   tryCast(sql, type) {
@@ -562,7 +572,7 @@ class Translator extends Reader {
   tryCastText(text, type) {
     if (type.kind === 'VARCHAR') return type.length < 16777216 ? `CASE WHEN length(${text}) <= ${type.length} THEN ${text} END` : text;
     if (type.kind === 'BINARY') return `CASE WHEN regexp_full_match(${text}, '([0-9a-fA-F]{2})*') THEN unhex(${text}) END`;
-    return `TRY_CAST(${text} AS ${type.duck})`;
+    return this.fromText(text, type, 'try_');
   }
 
   // A value for a column of this type, which some types take only as it is.
@@ -570,8 +580,13 @@ class Translator extends Reader {
     const kind = this.kinds.get(sql);
     if (type.duck === 'JSON') return kind === 'VARIANT' ? sql : `sf_into_variant(${sql})`;
     if (type.duck === 'BLOB') return kind === 'BINARY' ? sql : `sf_into_binary(${sql})`;
-    if (type.kind === 'VARCHAR') return this.asText(sql);
-    return sql;
+    if (kind === 'VARIANT') throw errors.type(type.text, 'VARIANT', '');
+    const value = kind || sql === 'NULL' ? sql : `sf_no_variant(${sql}, '${type.text}')`;
+    if (type.kind === 'VARCHAR') return kind ? this.asText(sql) : this.asText(value);
+    if (/^GEO/.test(type.kind)) return `sf_geo(${sql}::VARCHAR)`;
+    if (kind === 'VARCHAR') return this.fromText(sql, type);
+    if (kind || sql === 'NULL') return sql;
+    return `CASE WHEN typeof(${sql}) = 'VARCHAR' THEN ${this.fromText(`${sql}::VARCHAR`, type)} ELSE CAST(${value} AS ${type.duck}) END`;
   }
 
   // ------------------------------------------------------------ functions
@@ -678,10 +693,13 @@ const toTime = (duck, reader) => (args, p, token) => {
 
 function toNumber(args, p, token) {
   arity(args, 1, 3, token);
-  const [x, precision = '38', scale = '0'] = args;
+  return p.cast(args[0], numberType(args, p));
+}
+
+function numberType(args, p) {
+  const [, precision = '38', scale = '0'] = args;
   if (!/^\d+$/.test(precision) || !/^\d+$/.test(scale)) p.fail('precision and scale are numbers');
-  const { number } = require('./types');
-  return p.cast(x, number(Number(precision), Number(scale)));
+  return number(Number(precision), Number(scale));
 }
 
 function toVarchar(args, p, token) {
@@ -772,7 +790,7 @@ const FUNCTIONS = {
   ST_ASTEXT: fixed(1, (a) => a),
   TRY_TO_NUMBER: (args, p, token) => {
     arity(args, 1, 3, token);
-    return `TRY_CAST(sf_only_text(${args[0]}) AS DECIMAL(${args[1] ?? 38},${args[2] ?? 0}))`;
+    return p.tryCast(args[0], numberType(args, p));
   },
   CURRENT_TIMESTAMP: (args, p, token) => (arity(args, 0, 1, token), 'now()'),
   SYSDATE: constant(() => "timezone('UTC', now())"),
