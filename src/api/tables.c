@@ -57,9 +57,9 @@ static const ElementKey element_keys[] = {
 	{"engine", KEY_STRING, "clickhouse"},
 	{"order_by", KEY_STRINGS, "clickhouse"},
 	{"partition_by", KEY_STRING, "clickhouse, bigquery"},
-	{"cluster_by", KEY_STRINGS, "bigquery, snowflake"},
+	{"cluster_by", KEY_STRINGS, "snowflake, bigquery"},
 	{"sharding_key", KEY_STRING, "clickhouse"},
-	{"columns", KEY_COLUMNS, "clickhouse, bigquery, snowflake"},
+	{"columns", KEY_COLUMNS, "clickhouse, snowflake, bigquery"},
 };
 
 static const struct

@@ -66,8 +66,8 @@ static const OptionDef option_defs[] = {
 	OPTION(disable_peerdb_columns, OPTION_BOOL, 0, 0, false),
 	OPTION(keep_serving, OPTION_BOOL, 0, 0, false),
 	OPTION(replace_existing, OPTION_BOOL, 0, 0, false),
-	WORD_OPTION(unbounded_numeric, "decimal, string", "clickhouse, bigquery"),
-	WORD_OPTION(out_of_range, "error, clamp, null", "clickhouse, bigquery"),
+	WORD_OPTION(unbounded_numeric, "decimal, string", "clickhouse, snowflake, bigquery"),
+	WORD_OPTION(out_of_range, "error, clamp, null", "clickhouse, snowflake, bigquery"),
 	WORD_OPTION(null_array_elements, "error, drop", "bigquery"),
 };
 
@@ -345,7 +345,7 @@ resync_options_check_peer(const ResyncOptions *options, const char *peer_type)
 	}
 	/* each of them has one way to take what does not fit */
 	if (options->out_of_range != NULL &&
-		strcmp(options->out_of_range, strcmp(peer_type, "bigquery") == 0 ? "clamp" : "null") == 0)
+		strcmp(options->out_of_range, strcmp(peer_type, "clickhouse") == 0 ? "null" : "clamp") == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("mirror option \"out_of_range\" cannot be \"%s\" at a %s destination",

@@ -278,8 +278,7 @@ resync_sf_read_fence(SfDestination *dest, int64 run, SfFence *fence)
 			"SELECT CASE WHEN source = %s THEN 1 ELSE 0 END, state, applied, swapped::VARCHAR, life, epoch"
 			" FROM %s WHERE %s",
 			source_name(dest), resync_sf_own(dest, SF_RUNS_TABLE),
-			resync_sf_run_condition(dest, run)),
-		SF_CODE_NO_OBJECT);
+			resync_sf_run_condition(dest, run)));
 	if (res == NULL)
 		return false;
 	for (int i = 0; i < res->nrows; i++)

@@ -40,10 +40,6 @@
 #define SF_ROLE_FOREIGN "foreign" /* ... that was not ours, and may be replaced */
 #define SF_ROLE_STAGE "stage"
 
-/* Snowflake's codes that are asked for. */
-#define SF_CODE_NO_OBJECT "002003"	  /* in queries */
-#define SF_CODE_NO_OPERATION "002043" /* ... in DDL, SHOW and DESCRIBE */
-
 /* The mirror's own columns, at most. */
 #define SF_MAX_EXTRAS 2
 
@@ -154,8 +150,8 @@ typedef struct SfResult
 /* The value of a column by its name, which has to be there. */
 extern char *resync_sf_column(const SfResult *res, int row, const char *name);
 
-/* A statement; NULL if it fails with the code (NULL: none) that is allowed. */
-extern SfResult *resync_sf_try(SfDestination *dest, const char *sql, const char *allowed);
+/* A statement; try: NULL if there is no such object. */
+extern SfResult *resync_sf_try(SfDestination *dest, const char *sql);
 extern SfResult *resync_sf_query(SfDestination *dest, const char *sql);
 
 /* The answer's "data" of a statement that succeeded. */

@@ -110,6 +110,10 @@ resync_sf_fold(const char *name)
  * Errors
  * ------------------------------------------------------------------ */
 
+/* An object does not exist, or may not be known of: in queries, and in DDL. */
+#define SF_CODE_NO_OBJECT "002003"
+#define SF_CODE_NO_OPERATION "002043"
+
 /* Codes with an SQLSTATE of ours; others keep Snowflake's, or are HV000. */
 static const struct
 {
@@ -214,7 +218,7 @@ resync_sf_raise(SfDestination *dest, JsonNode *answer)
  * ------------------------------------------------------------------ */
 
 static JsonNode *
-run(SfDestination *dest, const char *sql, const char *allowed)
+run(SfDestination *dest, const char *sql, bool missing_ok)
 {
 	JsonNode   *answer;
 	const char *code;
@@ -230,7 +234,8 @@ run(SfDestination *dest, const char *sql, const char *allowed)
 	if (success)
 		return resync_json_find(answer, "data");
 	code = resync_json_string(answer, "code");
-	if (allowed != NULL && code != NULL && strcmp(code, allowed) == 0)
+	if (missing_ok && code != NULL &&
+		(strcmp(code, SF_CODE_NO_OBJECT) == 0 || strcmp(code, SF_CODE_NO_OPERATION) == 0))
 		return NULL;
 	resync_sf_raise(dest, answer);
 }
@@ -238,7 +243,7 @@ run(SfDestination *dest, const char *sql, const char *allowed)
 JsonNode *
 resync_sf_data(SfDestination *dest, const char *sql)
 {
-	return run(dest, sql, NULL);
+	return run(dest, sql, false);
 }
 
 static SfResult *
@@ -268,9 +273,9 @@ read_result(JsonNode *data)
 }
 
 SfResult *
-resync_sf_try(SfDestination *dest, const char *sql, const char *allowed)
+resync_sf_try(SfDestination *dest, const char *sql)
 {
-	JsonNode *data = run(dest, sql, allowed);
+	JsonNode *data = run(dest, sql, true);
 
 	return data != NULL ? read_result(data) : NULL;
 }
@@ -278,7 +283,7 @@ resync_sf_try(SfDestination *dest, const char *sql, const char *allowed)
 SfResult *
 resync_sf_query(SfDestination *dest, const char *sql)
 {
-	return resync_sf_try(dest, sql, NULL);
+	return read_result(run(dest, sql, false));
 }
 
 char *

@@ -147,11 +147,9 @@ is_yes(const SfResult *res, int row, const char *column)
 SfTable *
 resync_sf_find(SfDestination *dest, const char *schema, const char *name)
 {
-	SfResult *res = resync_sf_try(dest,
-								  psprintf("SHOW TABLES LIKE %s IN SCHEMA %s.%s",
-										   resync_sf_pattern(name), resync_sf_ident(dest->database),
-										   resync_sf_ident(schema)),
-								  SF_CODE_NO_OPERATION);
+	SfResult *res = resync_sf_try(
+		dest, psprintf("SHOW TABLES LIKE %s IN SCHEMA %s.%s", resync_sf_pattern(name),
+					   resync_sf_ident(dest->database), resync_sf_ident(schema)));
 
 	for (int i = 0; res != NULL && i < res->nrows; i++)
 	{

@@ -226,7 +226,7 @@ resync_sf_convert(const SfType *type, const char *text)
 		case SF_GEOGRAPHY:
 			return psprintf("TO_GEOGRAPHY(%s, TRUE)", text);
 		case SF_GEOMETRY:
-			return psprintf("TO_GEOMETRY(%s, TRUE)", text);
+			return psprintf("TO_GEOMETRY(%s)", text);
 		case SF_VARCHAR:
 			break;
 	}

@@ -26,6 +26,7 @@ use warnings;
 
 use parent 'ResyncTest';
 
+use Encode ();
 use HTTP::Tiny;
 use JSON::PP ();
 use POSIX ();
@@ -163,7 +164,8 @@ sub poll
 sub sf_try
 {
 	my ($self, $sql, %o) = @_;
-	my $answer = JSON::PP::decode_json($self->admin('sql', sql => $sql, %o));
+	# bytes, as psql gives them
+	my $answer = JSON::PP->new->utf8(0)->decode($self->admin('sql', sql => Encode::decode('UTF-8', $sql), %o));
 	return (0, "$answer->{code} $answer->{error}") if defined $answer->{error};
 	return (1, join("\n", map { join("\t", map { defined $_ ? "$_" : 'NULL' } @$_) } @{ $answer->{rows} // [] }));
 }

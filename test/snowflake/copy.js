@@ -306,10 +306,19 @@ const CALLS = {
     if (args.length < 1 || args.length > 2 || !['HEX', 'BASE64', 'UTF-8', 'UTF8'].includes(format)) reader.fail('TO_BINARY');
     return mapped(textOf(args[0], 'BINARY'), 'BINARY', (text) => values.binary(text, format));
   },
-  PARSE_JSON: unary('VARIANT', values.json),
+  // 'd' allows a key twice, of which the last one counts; 's' is strict
+  PARSE_JSON: (args, plan, reader) => {
+    const mode = formatOf(args, 1, reader, 's');
+    if (args.length > 2 || !['d', 's'].includes(mode)) reader.fail('PARSE_JSON');
+    return unary('VARIANT', (text) => values.json(text, mode))(args.slice(0, 1), plan, reader);
+  },
   TO_VARIANT: (args, plan, reader) => castNode(args[0], { kind: 'VARIANT' }, plan, reader),
-  TO_GEOGRAPHY: unary('GEOGRAPHY', values.geo),
-  TO_GEOMETRY: (args, plan, reader) => unary('GEOMETRY', values.geo)(args.slice(0, 1), plan, reader),
+  // TRUE: whether the shape is valid does not matter, which is not looked at here
+  TO_GEOGRAPHY: (args, plan, reader) => {
+    if (args.length > 2 || (args.length === 2 && args[1].kind !== 'BOOLEAN')) reader.fail('TO_GEOGRAPHY');
+    return unary('GEOGRAPHY', values.geo)(args.slice(0, 1), plan, reader);
+  },
+  TO_GEOMETRY: unary('GEOMETRY', values.geo),
   TO_NUMBER: numberCall,
   TO_DECIMAL: numberCall,
   TO_NUMERIC: numberCall,

@@ -31,7 +31,7 @@ const MACROS = [
   `CREATE MACRO sf_variant(x) AS CASE WHEN typeof(x) = 'JSON' THEN x::VARCHAR::JSON
      WHEN typeof(x) LIKE 'DECIMAL%' OR typeof(x) LIKE '%INT%' OR typeof(x) IN ('BOOLEAN', 'DOUBLE') THEN x::VARCHAR::JSON
      ELSE to_json(x::VARCHAR)::VARCHAR::JSON END`,
-  `CREATE MACRO sf_binary(x) AS CASE WHEN typeof(x) = 'BLOB' THEN x::VARCHAR::BLOB ELSE unhex(x::VARCHAR) END`,
+  `CREATE MACRO sf_binary(x) AS CASE WHEN typeof(x) = 'BLOB' THEN x::VARCHAR::BLOB ELSE unhex(sf_hex(x::VARCHAR)) END`,
   `CREATE MACRO sf_value(x) AS CASE WHEN typeof(x) = 'JSON' THEN sf_json_text(x::VARCHAR) ELSE x::VARCHAR END`,
 ];
 
@@ -48,14 +48,7 @@ class Duck {
 
   // Text functions in JavaScript; what they throw becomes the statement's error.
   functions() {
-    this.define('sf_parse_json', values.json);
-    this.define('sf_try_parse_json', (text) => {
-      try {
-        return values.json(text);
-      } catch {
-        return null;
-      }
-    });
+    this.conversion('parse_json', (text, mode) => values.json(text, mode));
     this.define('sf_double', (text) => {
       const lower = text.toLowerCase();
       if (lower === 'nan') return 'NaN';
@@ -64,7 +57,8 @@ class Duck {
     });
     // a VARIANT as text: a string without its quotes, JSON's null as NULL
     this.define('sf_json_text', (text) => (text === 'null' ? null : text[0] === '"' ? JSON.parse(text) : text));
-    this.define('sf_geo', values.geo);
+    this.conversion('geo', (text) => values.geo(text));
+    this.conversion('hex', (text) => values.hex(text));
     this.conversion('number', (text, precision, scale) => values.decimal(text, Number(precision), Number(scale)));
     this.conversion('float', (text) => values.float(text));
     this.conversion('boolean', (text) => values.boolean(text));

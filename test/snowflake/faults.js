@@ -13,12 +13,13 @@ class Faults {
   add(fault) {
     const whole = { match: '', skip: 0, count: 1, ...fault, hits: 0 };
     whole.action ??= whole.fail_at ? 'fail_at' : undefined;
+    if (whole.fail_at?.after) whole.action = 'fail_after';
     if (!whole.action) throw new Error('a fault has an action');
     whole.skip = Number(whole.skip);
     whole.count = Number(whole.count);
     whole.pattern = new RegExp(whole.match, 's');
     const inner = whole.fail_at?.match ?? whole.at;
-    if (['fail_at', 'hold_at'].includes(whole.action)) whole.inner = new RegExp(inner ?? '', 's');
+    if (['fail_at', 'fail_after', 'hold_at'].includes(whole.action)) whole.inner = new RegExp(inner ?? '', 's');
     return this.faults.push(whole);
   }
 

@@ -274,7 +274,7 @@ class Script {
     let sql = translator.expr();
     reader.i = translator.i;
     if (type) sql = translator.cast(sql, type);
-    const run = () => this.service.duck.query(`SELECT ${sql} AS v, ${translator.asText('v')} AS t`);
+    const run = () => this.service.duck.query(`SELECT v, ${translator.asText('v')} AS t FROM (SELECT ${sql} AS v)`);
     let result;
     try {
       result = await this.service.isolated(run, false);

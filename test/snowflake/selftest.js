@@ -370,6 +370,48 @@ const tests = {
     assert.strictEqual((await c.admin('sql', { sql: 'SELECT nope' })).code, '000904');
   },
 
+  async more_blocks(c) {
+    const table = `${T}."mb"`;
+    const count = () => c.rows(`SELECT COUNT(*) FROM ${table}`).then((rows) => rows[0][0]);
+    const block = (text) => `EXECUTE IMMEDIATE '${text.replace(/\\/g, '\\\\').replace(/'/g, "''")}'`;
+    await c.rows(`CREATE TABLE ${table} ("k" INTEGER)`);
+    await stageFiles(c, { 'mb.csv.gz': '7\n8\n' });
+    const copy = `COPY INTO ${table} FROM (SELECT $1 FROM @${T}."st"/p) FILES = ('mb.csv.gz') ${FORMAT}`;
+    // a statement that fails leaves what was loaded before it in the transaction
+    await c.rows(block(`BEGIN BEGIN TRANSACTION; ${copy}; INSERT INTO ${table} SELECT 'x'; EXCEPTION WHEN OTHER THEN COMMIT; END`));
+    assert.strictEqual(await count(), '2');
+    assert.strictEqual((await c.rows(copy))[0][1], 'LOAD_SKIPPED');
+    await c.rows(`DELETE FROM ${table}`);
+    await c.rows(`TRUNCATE TABLE ${table}`);
+    // rolled back: the file may be loaded again
+    await c.rows(block(`BEGIN BEGIN TRANSACTION; ${copy}; ROLLBACK; END`));
+    assert.strictEqual((await c.rows(copy))[0][1], 'LOADED');
+    // DDL commits
+    await c.rows(block(`BEGIN BEGIN TRANSACTION; INSERT INTO ${table} VALUES (9); CREATE TABLE ${T}."mb2" (a INTEGER); ROLLBACK; END`));
+    assert.strictEqual(await count(), '3');
+    // held before a statement of a block, and cancelled there
+    await c.admin('fault', { action: 'hold_at', match: 'EXECUTE', at: '^COMMIT' });
+    const requestId = crypto.randomUUID();
+    const answer = c.query(block(`BEGIN BEGIN TRANSACTION; INSERT INTO ${table} VALUES (10); COMMIT; EXCEPTION WHEN OTHER THEN COMMIT; END`), { requestId });
+    while ((await c.admin('held')) === '0');
+    await c.post('/queries/v1/abort-request', { requestId }, c.token);
+    assert.strictEqual((await answer).code, '000604');
+    assert.strictEqual(await count(), '3');
+    // done, and then it fails
+    await c.admin('fault', { match: 'EXECUTE', fail_at: { match: '^COMMIT', code: '000625', message: 'late', after: true } });
+    await c.fails('000625', block(`BEGIN BEGIN TRANSACTION; INSERT INTO ${table} VALUES (11); COMMIT; END`));
+    assert.strictEqual(await count(), '4');
+  },
+
+  async external_stage(c) {
+    await request(c.port, 'POST', '/admin/put?path=bucket-x/dir/e.csv', { body: '1;a\n2;\n' });
+    await c.rows(`CREATE STAGE ${T}."ext" URL = 's3://bucket-x/dir/'`);
+    await c.rows(`CREATE TABLE ${T}."e" ("a" INTEGER, "b" VARCHAR)`);
+    assert.deepStrictEqual((await c.rows(`COPY INTO ${T}."e" FROM @${T}."ext" FILE_FORMAT = (TYPE = CSV FIELD_DELIMITER = ';')`))[0].slice(0, 4), ['e.csv', 'LOADED', '2', '2']);
+    assert.deepStrictEqual(await c.rows(`SELECT * FROM ${T}."e" ORDER BY "a"`), [['1', 'a'], ['2', null]]);
+    await c.fails('001003', `PUT file:///x @${T}."ext"`);
+  },
+
   async session_ends(c) {
     await c.rows(`CREATE OR REPLACE TEMPORARY STAGE ${T}."gone" ENCRYPTION = (TYPE = 'SNOWFLAKE_SSE')`);
     assert.strictEqual((await c.post('/session?delete=true', {}, c.token)).success, true);

@@ -51,6 +51,7 @@ class Service extends Faults {
   constructor(options) {
     super();
     this.options = options;
+    this.directory = fs.mkdtempSync(path.join(os.tmpdir(), 'fake-snowflake-'));
     this.key = crypto.createPublicKey(fs.readFileSync(options.key));
     this.logFile = fs.openSync(options.log, 'a');
     this.counter = 0;
@@ -64,8 +65,6 @@ class Service extends Faults {
   }
 
   async start() {
-    this.directory = fs.mkdtempSync(path.join(os.tmpdir(), 'fake-snowflake-'));
-    process.on('exit', () => fs.rmSync(this.directory, { recursive: true, force: true }));
     this.duck = await Duck.create();
     this.catalog = new Catalog(this.duck, this.options.database);
     for (const schema of this.options.schemas) this.catalog.addSchema(this.options.database, schema, this.options.role);
@@ -91,6 +90,12 @@ class Service extends Faults {
       });
     }
     return new Promise((resolve) => this.server.listen(0, '127.0.0.1', () => resolve(this.server.address().port)));
+  }
+
+  // Ends at once, whatever DuckDB is doing (an ordinary exit waits for it).
+  end() {
+    fs.rmSync(this.directory, { recursive: true, force: true });
+    process.kill(process.pid, 'SIGKILL');
   }
 
   log(entry) {
@@ -173,12 +178,12 @@ class Service extends Faults {
     const what = control.what ?? '';
     if (this.fault(what, 'hold_at', text)) await this.hold(control.cancelled);
     if (control.cancelled?.()) throw errors.cancelled();
-    const fault = this.faults.some((f) => f.fail_at && !f.fail_at.after) && this.fault(what, 'fail_at', text);
+    const fault = this.fault(what, 'fail_at', text);
     if (fault) throw injected(fault.fail_at);
   }
 
   async afterInner(text, control) {
-    const fault = this.faults.some((f) => f.fail_at?.after) && this.fault(control.what ?? '', 'fail_at', text);
+    const fault = this.fault(control.what ?? '', 'fail_after', text);
     if (fault) throw injected(fault.fail_at);
   }
 
@@ -383,12 +388,12 @@ class Service extends Faults {
   async admin(url, raw, response) {
     const what = url.pathname.slice('/admin/'.length);
     const body = raw.length && what !== 'put' ? JSON.parse(raw.toString()) : {};
-    const result = await this.steer(what, url.searchParams, body, raw);
+    const result = await this.steer(what, url.searchParams, body, raw, response.socket);
     if (result === undefined) return send(response, 404, `no /admin/${what}`);
     return send(response, 200, typeof result === 'object' ? result : String(result));
   }
 
-  steer(what, query, body, raw) {
+  steer(what, query, body, raw, own) {
     switch (what) {
       case 'fault': return this.add(body);
       case 'hits': return this.hits(Number(query.get('id')));
@@ -400,7 +405,7 @@ class Service extends Faults {
       case 'expire': return this.sessions.expire(this.sessions.tokens);
       case 'expire_master': return this.sessions.expire(this.sessions.masters);
       case 'expire_creds': return this.proxy.expireAll();
-      case 'down': return this.setDown(true);
+      case 'down': return this.setDown(true, own);
       case 'up': return this.setDown(false);
       case 'set': return this.set(body);
       case 'sql': return this.adminSql(body);
@@ -410,10 +415,10 @@ class Service extends Faults {
     }
   }
 
-  setDown(down) {
+  // Every connection is closed but the one that asks for it.
+  setDown(down, own) {
     this.down = down;
-    // the admin's own connection ends after its answer
-    if (down) setImmediate(() => setTimeout(() => this.sockets.forEach((socket) => socket.destroy()), 20));
+    if (down) for (const socket of this.sockets) if (socket !== own) socket.destroy();
     return 0;
   }
 
@@ -490,9 +495,9 @@ function readOptions() {
 
 async function main() {
   const parent = process.ppid;
-  setInterval(() => process.ppid !== parent && process.exit(0), 500);
-  for (const signal of ['SIGTERM', 'SIGINT']) process.on(signal, () => process.exit(0));
   const service = new Service(readOptions());
+  setInterval(() => process.ppid !== parent && service.end(), 500);
+  for (const signal of ['SIGTERM', 'SIGINT']) process.on(signal, () => service.end());
   const port = await service.start();
   process.stdout.write(`port ${port}\n`);
 }

@@ -2,7 +2,7 @@
 'use strict';
 
 const crypto = require('crypto');
-const { printName, literal } = require('./sql');
+const { literal } = require('./sql');
 const { strftime } = require('./values');
 
 const unbase64 = (text) => Buffer.from(text, 'base64url');
@@ -160,4 +160,4 @@ function identifier(text, exists) {
   return names.find(exists) ?? null;
 }
 
-module.exports = { Sessions, Session, Refused, printName };
+module.exports = { Sessions, Session, Refused };

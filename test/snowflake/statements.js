@@ -1,7 +1,7 @@
 // One statement of a session: which kind it is, and doing it.
 'use strict';
 
-const { SqlError, Reader, errors, compilation, lex, printName, literal } = require('./sql');
+const { SqlError, Reader, errors, compilation, lex } = require('./sql');
 const { Translator } = require('./translate');
 const { Dml } = require('./dml');
 const { Ddl, status } = require('./ddl');
@@ -304,4 +304,4 @@ function putOptions(text) {
   return settings;
 }
 
-module.exports = { Statements, printName, literal };
+module.exports = { Statements };

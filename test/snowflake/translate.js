@@ -416,25 +416,24 @@ class Translator extends Reader {
     let sql = this.primary();
     for (;;) {
       if (this.acceptOp('::')) sql = this.cast(sql, readType(this));
-      else if (this.isOp(':') && ['word', 'quoted'].includes(this.ahead().t)) {
-        this.i++;
-        sql = this.member(sql);
-      } else if (this.acceptOp('[')) {
-        const at = this.token.t === 'number' ? `$[${this.take('number').v}]` : jsonPath(this.take('string').v);
-        this.expectOp(']');
-        sql = `json_extract(${sql}, ${literal(at)})`;
-      } else return sql;
+      else if ((this.isOp(':') && ['word', 'quoted'].includes(this.ahead().t)) || this.isOp('[')) sql = this.path(sql);
+      else return sql;
     }
   }
 
-  // v:a.b : names of a path are exact, quoted or not.
-  member(sql) {
-    do {
-      const token = this.tokens[this.i++];
-      if (!['word', 'quoted'].includes(token.t)) this.fail();
-      sql = `json_extract(${sql}, ${literal(jsonPath(token.v))})`;
-    } while (this.acceptOp('.'));
-    return sql;
+  // v:a.b[0]['c'] : names of a path are exact, quoted or not.
+  path(sql) {
+    let at;
+    for (let first = true; ; first = false) {
+      if (this.acceptOp('[')) {
+        at = this.token.t === 'number' ? `$[${this.take('number').v}]` : jsonPath(this.take('string').v);
+        this.expectOp(']');
+      } else if (first ? this.acceptOp(':') : this.acceptOp('.')) {
+        if (!['word', 'quoted'].includes(this.token.t)) this.fail();
+        at = jsonPath(this.tokens[this.i++].v);
+      } else return sql;
+      sql = this.known(`json_extract(${sql}, ${literal(at)})`, 'VARIANT');
+    }
   }
 
   primary() {
@@ -545,7 +544,7 @@ class Translator extends Reader {
   castTo(sql, type) {
     const kind = this.kinds.get(sql);
     if (type.duck === 'JSON') return kind === 'VARIANT' ? sql : `sf_variant(${sql})`;
-    if (type.kind === 'BINARY') return kind === 'BINARY' ? sql : kind === 'VARCHAR' ? `unhex(${sql})` : `sf_binary(${sql})`;
+    if (type.kind === 'BINARY') return kind === 'BINARY' ? sql : kind === 'VARCHAR' ? `unhex(sf_hex(${sql}))` : `sf_binary(${sql})`;
     if (/^GEO/.test(type.kind)) return `sf_geo(${sql}::VARCHAR)`;
     if (kind === 'VARCHAR') return this.fromText(sql, type);
     if (kind === 'VARIANT') return this.fromText(`sf_json_text(${sql}::VARCHAR)`, type);
@@ -717,6 +716,12 @@ function toVarchar(args, p, token) {
   return `sf_text(${x}, ${f}, ${f}, ${f}, ${f})`;
 }
 
+const parseJson = (attempt) => (args, p, token) => {
+  arity(args, 1, 2, token);
+  return `sf_${attempt}parse_json(${args[0]}::VARCHAR, ${args[1] ?? "'s'"})::JSON`;
+};
+const tryTo = (type) => (args, p, token) => (arity(args, 1, 1, token), p.tryCast(args[0], type));
+
 const VARIANT = { kind: 'VARIANT', duck: 'JSON' };
 
 // A function of texts; what is none becomes one.
@@ -758,8 +763,8 @@ const FUNCTIONS = {
     arity(args, 1, 2, token);
     return `string_agg(${distinct}${p.asText(args[0])}, ${args[1] ?? "''"}${within.replace(/^ /, ' ')})`;
   },
-  PARSE_JSON: fixed(1, (a) => `sf_parse_json(${a}::VARCHAR)::JSON`),
-  TRY_PARSE_JSON: fixed(1, (a) => `sf_try_parse_json(${a}::VARCHAR)::JSON`),
+  PARSE_JSON: parseJson(''),
+  TRY_PARSE_JSON: parseJson('try_'),
   TO_JSON: (args, p, token) => (arity(args, 1, 1, token), `${p.cast(args[0], VARIANT)}::VARCHAR`),
   ...Object.fromEntries(['TO_VARIANT', 'TO_OBJECT', 'TO_ARRAY'].map((name) => [name, (args, p, token) => (arity(args, 1, 1, token), p.cast(args[0], VARIANT))])),
   TYPEOF: fixed(1, (a) => `CASE json_type(${a}) WHEN 'UBIGINT' THEN 'INTEGER' WHEN 'BIGINT' THEN 'INTEGER' ELSE json_type(${a}) END`),
@@ -784,8 +789,22 @@ const FUNCTIONS = {
     if (format === 'UTF-8' || format === 'UTF8') return `encode(${args[0]})`;
     return p.fail('binary format');
   },
-  TO_GEOGRAPHY: fixed(1, (a) => `sf_geo(${a}::VARCHAR)`),
+  // with allow_invalid and, of a geometry, an SRID
+  TO_GEOGRAPHY: (args, p, token) => (arity(args, 1, 2, token), `sf_geo(${args[0]}::VARCHAR)`),
   TO_GEOMETRY: (args, p, token) => (arity(args, 1, 3, token), `sf_geo(${args[0]}::VARCHAR)`),
+  TRY_TO_GEOGRAPHY: (args, p, token) => (arity(args, 1, 2, token), `sf_try_geo(${args[0]}::VARCHAR)`),
+  TRY_TO_GEOMETRY: (args, p, token) => (arity(args, 1, 3, token), `sf_try_geo(${args[0]}::VARCHAR)`),
+  TRY_TO_BOOLEAN: tryTo({ kind: 'BOOLEAN', duck: 'BOOLEAN' }),
+  TRY_TO_DOUBLE: tryTo({ kind: 'FLOAT', duck: 'DOUBLE' }),
+  TRY_TO_DATE: tryTo({ kind: 'DATE', duck: 'DATE' }),
+  TRY_TO_TIME: tryTo({ kind: 'TIME', duck: 'TIME' }),
+  TRY_TO_TIMESTAMP_NTZ: tryTo({ kind: 'TIMESTAMP_NTZ', duck: 'TIMESTAMP' }),
+  TRY_TO_TIMESTAMP_TZ: tryTo({ kind: 'TIMESTAMP_TZ', duck: 'TIMESTAMPTZ' }),
+  TRY_TO_BINARY: (args, p, token) => {
+    arity(args, 1, 2, token);
+    if (args[1] !== undefined && literalOf(args[1], p).toUpperCase() !== 'HEX') p.fail('binary format');
+    return p.tryCast(args[0], { kind: 'BINARY', duck: 'BLOB' });
+  },
   ST_ASWKT: fixed(1, (a) => a),
   ST_ASTEXT: fixed(1, (a) => a),
   TRY_TO_NUMBER: (args, p, token) => {

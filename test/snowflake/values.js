@@ -241,8 +241,9 @@ function strftime(format) {
 // Parses JSON and prints it as a VARIANT is printed: no blanks, keys sorted,
 // numbers exact up to 38 digits and as a double beyond.
 class Json {
-  constructor(text) {
+  constructor(text, duplicates) {
     this.text = text;
+    this.duplicates = duplicates;
     this.i = 0;
   }
 
@@ -309,7 +310,7 @@ class Json {
       const key = this.string();
       this.blank();
       if (this.text[this.i++] !== ':') this.fail('missing colon');
-      if (members.has(key)) this.fail(`duplicate object attribute "${key}"`);
+      if (members.has(key) && !this.duplicates) this.fail(`duplicate object attribute "${key}"`);
       members.set(key, this.value());
       this.blank();
       const c = this.text[this.i++];
@@ -352,10 +353,12 @@ function printNumber(text) {
   return `${mantissa}e${exponent[0]}${exponent.slice(1).padStart(2, '0')}`;
 }
 
-// Empty text is NULL; that is what PARSE_JSON makes of it.
-function json(text) {
+// Empty text is NULL; that is what PARSE_JSON makes of it.  Of a key that is
+// there twice mode 'd' takes the last, 's' (strict) makes an error.
+function json(text, mode = 's') {
   if (/^[ \t\r\n]*$/.test(text)) return null;
-  const parser = new Json(text);
+  if (mode !== 's' && mode !== 'd') throw new SqlError('001045', `SQL compilation error:\nunknown parameter '${mode}' of PARSE_JSON`);
+  const parser = new Json(text, mode === 'd');
   const value = parser.value();
   parser.blank();
   if (parser.i < text.length) parser.fail(`unexpected character '${text[parser.i]}' after the value`);
