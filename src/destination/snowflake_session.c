@@ -56,6 +56,14 @@
 /* The session is gone: what was sent has not been executed. */
 static const char *const gone_codes[] = {"390104", "390111", "390114", "390115", "390195"};
 
+/* The statement that this process waits for. */
+static struct
+{
+	SfDestination *dest; /* NULL: none */
+	const char	  *sql;
+	const char	  *id;
+} under_way;
+
 /* Why a request is sent again; Snowflake likes to know. */
 typedef struct Attempt
 {
@@ -552,6 +560,30 @@ abort_statement(SfDestination *dest, const char *sql, const char *id)
 	PG_END_TRY();
 }
 
+/* A resync_wait_die_hook. */
+static void
+abort_under_way(void)
+{
+	if (under_way.dest != NULL)
+		abort_statement(under_way.dest, under_way.sql, under_way.id);
+}
+
+static void
+begin_waiting(SfDestination *dest, const char *sql, const char *id)
+{
+	under_way.dest = dest;
+	under_way.sql = sql;
+	under_way.id = id;
+	resync_wait_die_hook = abort_under_way;
+}
+
+static void
+end_waiting(void)
+{
+	under_way.dest = NULL;
+	resync_wait_die_hook = NULL;
+}
+
 JsonNode *
 resync_sf_request(SfDestination *dest, const char *sql)
 {
@@ -561,6 +593,7 @@ resync_sf_request(SfDestination *dest, const char *sql)
 
 	if (dest->token == NULL)
 		resync_sf_login(dest);
+	begin_waiting(dest, sql, attempt.id);
 	PG_TRY();
 	{
 		answer = send_statement(dest, statement_body(dest, sql), &attempt);
@@ -569,6 +602,7 @@ resync_sf_request(SfDestination *dest, const char *sql)
 	{
 		ErrorData *edata;
 
+		end_waiting();
 		MemoryContextSwitchTo(context);
 		edata = CopyErrorData();
 		/* a lost connection has nobody to tell */
@@ -581,6 +615,7 @@ resync_sf_request(SfDestination *dest, const char *sql)
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
+	end_waiting();
 	return answer;
 }
 

@@ -14,11 +14,21 @@
 #include "utils/wait_event.h"
 
 void (*resync_wait_hook)(void) = NULL;
+void (*resync_wait_die_hook)(void) = NULL;
 
 void
 resync_wait_latch_set(void)
 {
 	ResetLatch(MyLatch);
+	if (ProcDiePending && resync_wait_die_hook != NULL && INTERRUPTS_CAN_BE_PROCESSED())
+	{
+		void (*hook)(void) = resync_wait_die_hook;
+
+		resync_wait_die_hook = NULL;
+		HOLD_INTERRUPTS();
+		hook();
+		RESUME_INTERRUPTS();
+	}
 	CHECK_FOR_INTERRUPTS();
 	if (resync_wait_hook != NULL)
 		resync_wait_hook();

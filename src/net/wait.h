@@ -19,6 +19,13 @@
 extern void (*resync_wait_hook)(void);
 
 /*
+ * Called once, before a wait is ended because this process has to end, with
+ * interrupts held off: a last word to whoever works for it.  Must not take long,
+ * nor raise.  NULL: nothing.
+ */
+extern void (*resync_wait_die_hook)(void);
+
+/*
  * The latch was set: reset it, serve interrupts, call the hook.  May raise.
  */
 extern void resync_wait_latch_set(void);
