@@ -69,6 +69,7 @@ typedef struct Attempt
 {
 	char	   *id; /* requestId */
 	int			tries;
+	int			max;	/* of tries */
 	int			reason; /* HTTP status of the try before, 0: none came */
 	TimestampTz begun;
 } Attempt;
@@ -284,7 +285,7 @@ call_until_answer(SfDestination *dest, const char *method, const char *path, con
 static Attempt
 new_attempt(void)
 {
-	return (Attempt){.id = make_uuid(), .begun = GetCurrentTimestamp()};
+	return (Attempt){.id = make_uuid(), .max = MAX_TRIES, .begun = GetCurrentTimestamp()};
 }
 
 /* ---------------------------------------------------------------------
@@ -414,6 +415,8 @@ resync_sf_login(SfDestination *dest)
 					 escape(dest->wanted_warehouse));
 	if (dest->wanted_role != NULL)
 		appendStringInfo(&more, "&roleName=%s", escape(dest->wanted_role));
+	/* a later try wants a new assertion: it is left to the caller */
+	attempt.max = 1;
 	assertion = make_assertion(dest, &fingerprint);
 	answer = call_until_answer(dest, "POST", "/session/v1/login-request", more.data,
 							   login_body(dest, assertion), NULL, &attempt);
