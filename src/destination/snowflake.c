@@ -337,7 +337,8 @@ resync_sf_transaction(SfDestination *dest, const char *statements, const char *u
 
 	initStringInfo(&block);
 	appendStringInfo(&block,
-					 "DECLARE\n  got NUMBER DEFAULT 0;\n  total NUMBER DEFAULT 0;\nBEGIN\n"
+					 "DECLARE\n  got NUMBER DEFAULT 0;\n  total NUMBER DEFAULT 0;\n"
+					 "  stmt VARCHAR DEFAULT '';\nBEGIN\n"
 					 "  BEGIN TRANSACTION;\n%s%s;\n"
 					 "  IF (SQLROWCOUNT <> 1) THEN\n    ROLLBACK;\n    RETURN '" BLOCK_FENCED "';\n"
 					 "  END IF;\n",
@@ -349,7 +350,7 @@ resync_sf_transaction(SfDestination *dest, const char *statements, const char *u
 			"';\n  END IF;\n",
 			marks);
 	appendStringInfoString(&block, "  COMMIT;\n  RETURN '" BLOCK_OK "' || total;\nEXCEPTION\n"
-								   "  WHEN OTHER THEN\n    ROLLBACK;\n    RAISE;\nEND");
+								   "  WHEN OTHER THEN\n    ROLLBACK;\n    RAISE;\nEND;");
 	returned = resync_sf_script(dest, block.data);
 	if (strcmp(returned, BLOCK_FENCED) == 0)
 		raise_changed(dest);
@@ -371,7 +372,7 @@ resync_sf_fenced_ddl(SfDestination *dest, const char *sql)
 		dest, psprintf("DECLARE\n  got NUMBER DEFAULT 0;\nBEGIN\n"
 					   "  SELECT COUNT(*) INTO :got FROM %s WHERE %s;\n"
 					   "  IF (got <> 1) THEN\n    RETURN '" BLOCK_FENCED "';\n  END IF;\n"
-					   "  %s;\n  RETURN '" BLOCK_OK "';\nEND",
+					   "  %s;\n  RETURN '" BLOCK_OK "';\nEND;",
 					   resync_sf_own(dest, SF_RUNS_TABLE), resync_sf_fence_condition(dest), sql));
 
 	if (strcmp(returned, BLOCK_OK) != 0)

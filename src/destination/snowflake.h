@@ -229,7 +229,7 @@ extern char *resync_sf_lsn(XLogRecPtr lsn);
 /*
  * A block that does statements in one transaction, then update, which has to
  * change one row; marks (may be NULL) is done after that, and has to change one
- * row, too.  statements (each with ";") may use the numbers got and total.  Returns
+ * row, too.  statements (each with ";") may use the numbers got and total, and the text stmt.  Returns
  * false when marks did not; raises FENCED, or a serialization failure, when update
  * did not.  *total: what total is at the end; may be NULL.
  */

@@ -6,7 +6,8 @@
  * copied into a staging table of this process's own (destination/merge.h has what
  * is in it); then one block applies the whole batch in one transaction, with the
  * applied LSN in it (rules 3, 4, 6): after a crash the batch is there wholly or not
- * at all, and the LSN tells which.  A block that an earlier process has left running
+ * at all, and the LSN tells which.  Statements that are too long for one block
+ * together are kept in a staging table, from where it executes them.  A block that an earlier process has left running
  * and this one, which begins at the same LSN, do not both change the run's row.
  *
  * During a swap some tables are live already, and others are not: each is looked
@@ -18,6 +19,9 @@
 
 #include "utils/memutils.h"
 
+/* Bytes of statements in a block, before quotes are doubled: half of what is allowed. */
+#define MAX_BLOCK (512 * 1024)
+
 /* One call of apply. */
 typedef struct ApplyState
 {
@@ -25,7 +29,9 @@ typedef struct ApplyState
 	ResyncBatch		  *batch;
 	FetchRowsFn		   fetch;
 	void			  *fetch_arg;
-	StringInfoData	   script;
+	StringInfoData	   script;	   /* the table's statements */
+	List			  *statements; /* of char *: those of all tables, without ";" */
+	Size			   script_len; /* of them all */
 	int				   nstages;
 	const ResyncTable *current; /* the table that is worked on, or NULL */
 	MemoryContext	   table_context;
@@ -130,6 +136,19 @@ stage_row(void *arg, char op, const EncodedField *fields, const char *mask,
  * Tables
  * ------------------------------------------------------------------ */
 
+/* The statement in script is another one of the batch. */
+static void
+take_script(ApplyState *state)
+{
+	MemoryContext old = MemoryContextSwitchTo(state->dest->call);
+	int			  len = state->script.len - strlen(";\n");
+
+	state->statements = lappend(state->statements, pnstrdup(state->script.data, len));
+	state->script_len += len;
+	resetStringInfo(&state->script);
+	MemoryContextSwitchTo(old);
+}
+
 static MergeTarget
 merge_target(ApplyState *state, const ResyncTable *table)
 {
@@ -153,7 +172,10 @@ apply_table(ApplyState *state, const BatchTable *bt)
 	char			  *stage;
 
 	if (bt->truncate)
+	{
 		resync_merge_truncate(&target, &state->script);
+		take_script(state);
+	}
 	if (bt->nrows == 0)
 		return;
 	at.rows = (MergeRows){.batch = state->batch,
@@ -180,6 +202,7 @@ apply_table(ApplyState *state, const BatchTable *bt)
 		resync_merge_append(&target, stage, &state->script);
 	else
 		resync_merge_upsert(&target, stage, &at.rows, &state->script);
+	take_script(state);
 }
 
 /*
@@ -214,11 +237,53 @@ add_column(ApplyState *state, const BatchAddColumn *add)
 	copy_files(state, &files, stage, resync_merge_columns(&resync_sf_dialect, &one, ""),
 			   resync_sf_column_values(&one));
 	resync_merge_default(&target, stage, &state->script);
+	take_script(state);
 }
 
 /* ---------------------------------------------------------------------
  * The batch
  * ------------------------------------------------------------------ */
+
+/* The statements as those of a block. */
+static char *
+block_of(ApplyState *state)
+{
+	StringInfoData block;
+	StringInfoData rows;
+	ListCell	  *lc;
+	char		  *stage;
+
+	initStringInfo(&block);
+	if (state->script_len <= MAX_BLOCK)
+	{
+		foreach(lc, state->statements)
+			appendStringInfo(&block, "%s;\n", (char *) lfirst(lc));
+		return block.data;
+	}
+	stage = resync_sf_make_stage(state->dest, state->nstages++,
+								 "n NUMBER(38, 0), sql_text VARCHAR");
+	initStringInfo(&rows);
+	foreach(lc, state->statements)
+	{
+		int n = foreach_current_index(lc);
+
+		if (rows.len > 0 && rows.len + strlen(lfirst(lc)) > MAX_BLOCK)
+		{
+			(void) resync_sf_query(
+				state->dest, psprintf("INSERT INTO %s (n, sql_text) VALUES %s", stage, rows.data));
+			resetStringInfo(&rows);
+		}
+		appendStringInfo(&rows, "%s(%d, %s)", rows.len > 0 ? ", " : "", n,
+						 resync_sf_literal(lfirst(lc)));
+		appendStringInfo(&block,
+						 "  SELECT sql_text INTO :stmt FROM %s WHERE n = %d;\n"
+						 "  EXECUTE IMMEDIATE :stmt;\n",
+						 stage, n);
+	}
+	(void) resync_sf_query(state->dest,
+						   psprintf("INSERT INTO %s (n, sql_text) VALUES %s", stage, rows.data));
+	return block.data;
+}
 
 static void
 apply_parts(ApplyState *state)
@@ -286,7 +351,7 @@ resync_sf_apply(Destination *head, ResyncBatch *batch, bool to_live, XLogRecPtr 
 	apply_parts(&state);
 	RESYNC_DEBUG_POINT("sf_before_script");
 	(void) resync_sf_transaction(
-		dest, state.script.data,
+		dest, block_of(&state),
 		psprintf("UPDATE %s SET applied = %s, changed_at = SYSDATE() WHERE %s AND applied = %s",
 				 resync_sf_own(dest, SF_RUNS_TABLE), resync_sf_literal(resync_sf_lsn(end_lsn)),
 				 resync_sf_fence_condition(dest), resync_sf_literal(resync_sf_lsn(expected))),

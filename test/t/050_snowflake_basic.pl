@@ -100,6 +100,20 @@ $t->src("SELECT peerdb_drop_mirror('o', drop_destination => true)");
 $t->until_true('SELECT count(*) = 1 FROM peerdb.mirrors', 'dropped');
 is(join(',', $t->tables(qr/Order/)), '', 'its table is dropped, too');
 
+# ---- more statements than fit into one of Snowflake's
+$t->src("CREATE TABLE wide$_ (id int PRIMARY KEY, " . join(', ', map { "a_column_with_quite_a_long_name_of_its_own_$_ text" } 1 .. 300)
+	  . "); ALTER TABLE wide$_ ALTER a_column_with_quite_a_long_name_of_its_own_1 SET STORAGE EXTERNAL;"
+	  . " INSERT INTO wide$_ (id, a_column_with_quite_a_long_name_of_its_own_1) VALUES (1, repeat('x', 5000))") foreach 1 .. 8;
+$t->create_mirror('w', [ map { "public.wide$_" } 1 .. 8 ]);
+$t->wait_status('w', 'running', 'wide tables') or $t->describe('w');
+$t->src('BEGIN; ' . join('; ', map { "UPDATE wide$_ SET a_column_with_quite_a_long_name_of_its_own_300 = 'y'" } 1 .. 8) . '; COMMIT');
+$t->sync('w');
+$t->same_sf("wide$_", "wide tables: wide$_", columns => [ 'id::text', 'length(a_column_with_quite_a_long_name_of_its_own_1)::text', 'a_column_with_quite_a_long_name_of_its_own_300' ],
+	sf_columns => [ 'TO_VARCHAR(ID)', 'TO_VARCHAR(LENGTH(A_COLUMN_WITH_QUITE_A_LONG_NAME_OF_ITS_OWN_1))', 'A_COLUMN_WITH_QUITE_A_LONG_NAME_OF_ITS_OWN_300' ]) foreach 1, 8;
+cmp_ok(scalar(grep { ($_->{sql} // '') =~ /EXECUTE IMMEDIATE :stmt/ } $t->requests), '>', 0, 'wide tables: statements were kept in a table');
+$t->src("SELECT peerdb_drop_mirror('w', drop_destination => true)");
+$t->until_true("SELECT count(*) = 0 FROM peerdb.mirrors WHERE mirror = 'w'", 'wide tables: dropped');
+
 # ---- resync: deleted rows come over, with the time of their deletion
 my $deleted = "SELECT id FROM DB.PUBLIC.A WHERE _peerdb_is_deleted ORDER BY id";
 my $before = $t->sf($deleted);
