@@ -13,7 +13,7 @@ endif
 
 top = $(or $(srcdir),.)
 
-.PHONY: test demo demo-clickhouse demo-bigquery bench-clickhouse test-long test-valgrind check-layers check-format format
+.PHONY: test demo demo-clickhouse demo-bigquery demo-snowflake bench-clickhouse test-long test-valgrind check-layers check-format format
 
 # Everything: installs what is missing (apt), builds, runs all tests.
 # TESTS="001_basic 003_resync" runs only these TAP tests; KEEP=1 leaves the
@@ -31,6 +31,10 @@ demo-clickhouse:
 # The same at BigQuery's emulator.
 demo-bigquery:
 	@bash $(top)/test/demo_bigquery.sh
+
+# The same at a service that speaks Snowflake's protocol.
+demo-snowflake:
+	@bash $(top)/test/demo_snowflake.sh
 
 bench-clickhouse:
 	@bash $(top)/test/bench_clickhouse.sh

@@ -83,9 +83,14 @@ static const PeerOption snowflake_options[] = {
 	{"warehouse", ON_SERVER, OPT_TEXT},
 	{"role", ON_SERVER, OPT_TEXT},
 	{"metadata_schema", ON_SERVER, OPT_TEXT},
+	{"stage", ON_SERVER, OPT_TEXT},
+	{"stage_endpoint", ON_SERVER, OPT_URL},
+	{"stage_region", ON_SERVER, OPT_TEXT},
 	{"user", ON_MAPPING, OPT_TEXT},
 	{"private_key_file", ON_MAPPING, OPT_TEXT, true},
 	{"private_key_passphrase_file", ON_MAPPING, OPT_TEXT, true},
+	{"stage_key_id", ON_MAPPING, OPT_TEXT},
+	{"stage_secret_file", ON_MAPPING, OPT_TEXT, true},
 	{NULL}};
 
 static const PeerOption bigquery_options[] = {{"project", ON_SERVER, OPT_TEXT},

@@ -81,6 +81,42 @@ copy_option(List *options, const char *name)
 }
 
 /*
+ * The option stage, "stage", "schema.stage" or "database.schema.stage", each part as
+ * SQL writes it: in quotes, or to become upper case.  What is left out is known
+ * after the log in.
+ */
+static void
+read_stage(SfDestination *dest, const char *text)
+{
+	char *parts[3] = {NULL};
+	int	  n = 0;
+
+	while (n < lengthof(parts))
+	{
+		StringInfoData part;
+		bool		   quoted = *text == '"';
+
+		initStringInfo(&part);
+		for (text += quoted; *text != '\0' && (quoted || *text != '.'); text++)
+		{
+			if (quoted && *text == '"' && *++text != '"')
+				break;
+			appendStringInfoChar(&part, quoted ? *text : pg_ascii_toupper((unsigned char) *text));
+		}
+		parts[n++] = part.data;
+		if (part.len == 0 || *text != '.')
+			break;
+		text++;
+	}
+	if (*text != '\0' || parts[n - 1][0] == '\0')
+		ereport(ERROR, (errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+						errmsg("the server's option \"stage\" is not the name of a stage"),
+						errhint("Write it as database.schema.stage.")));
+	for (int i = 0; i < n; i++)
+		dest->external[lengthof(parts) - n + i] = parts[i];
+}
+
+/*
  * The peer's options into dest, in dest's context.  Snowflake is asked with the
  * key file alone, which only members of pg_read_server_files may name: nothing of
  * this server's own identity is used.
@@ -101,6 +137,15 @@ read_options(SfDestination *dest, const ResyncPeer *peer)
 	dest->user = resync_destination_require_option(peer, true, "user", "Snowflake");
 	dest->key_file = resync_destination_require_option(peer, true, "private_key_file", "Snowflake");
 	dest->passphrase_file = copy_option(peer->user_options, "private_key_passphrase_file");
+	if (copy_option(peer->server_options, "stage") != NULL)
+	{
+		read_stage(dest, copy_option(peer->server_options, "stage"));
+		dest->stage_endpoint = copy_option(peer->server_options, "stage_endpoint");
+		dest->stage_region = copy_option(peer->server_options, "stage_region");
+		dest->stage_key_id = copy_option(peer->user_options, "stage_key_id");
+		dest->stage_secret_file = resync_destination_require_option(peer, true, "stage_secret_file",
+																	"Snowflake");
+	}
 	dest->prefix = resync_http_parse_url(url != NULL ? url : account_url(dest->account),
 										 "Snowflake", &dest->options);
 	len = strlen(dest->prefix);

@@ -86,8 +86,14 @@ struct SfDestination
 	char	   *passphrase_file; /* or NULL */
 	char	   *wanted_database; /* as the options have them */
 	char	   *wanted_warehouse;
-	char	   *wanted_role;	/* or NULL */
-	char	   *external_stage; /* option stage, as SQL has it; or NULL */
+	char	   *wanted_role; /* or NULL */
+
+	/* a stage of the user's own, or NULL; what it takes to write to it */
+	char *external[3]; /* database, schema, name; all NULL: there is none */
+	char *stage_endpoint;
+	char *stage_region;
+	char *stage_key_id;
+	char *stage_secret_file;
 
 	char *database; /* as the service has them */
 	char *role;

@@ -5,8 +5,10 @@
  * Called by copiers (partitions) and the streamer (staging tables).  The stage is
  * a temporary one of the session's, without encryption by the client, in whose
  * place in an object store the files are put: one PUT statement gives the
- * credentials for all of them, and is repeated when they have ended.  Files are
- * named after what they belong to and their number; a folder is used once.
+ * credentials for all of them, and is repeated when they have ended.  Or it is a
+ * stage of the user's own (option stage), for which Snowflake gives no credentials,
+ * so that the user does.  Files are named after what they belong to and their
+ * number; a folder is used once.
  *
  * Memory: one file, at most resync.copier_buffer.
  */
@@ -34,19 +36,63 @@
  * The stage
  * ------------------------------------------------------------------ */
 
-/* In our schema, for this session. */
+/* The URL of the user's stage. */
+static char *
+find_external(SfDestination *dest)
+{
+	const char *database = dest->external[0] ? dest->external[0] : dest->database;
+	const char *schema = dest->external[1] ? dest->external[1] : dest->schema;
+	SfResult   *res = resync_sf_try(
+		  dest, psprintf("SHOW STAGES LIKE %s IN SCHEMA %s.%s", resync_sf_pattern(dest->external[2]),
+						 resync_sf_ident(database), resync_sf_ident(schema)));
+
+	for (int i = 0; res != NULL && i < res->nrows; i++)
+	{
+		char *name = resync_sf_column(res, i, "name");
+		char *url = resync_sf_column(res, i, "url");
+
+		if (name == NULL || strcmp(name, dest->external[2]) != 0 || url == NULL)
+			continue;
+		if (strncmp(url, "s3://", 5) == 0 || strncmp(url, "gcs://", 6) == 0 ||
+			strncmp(url, "azure://", 8) == 0)
+			return url;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+			 errmsg("there is no external stage %s at Snowflake", dest->stage),
+			 errdetail("It does not exist, is not external, or role \"%s\" may not use it.",
+					   dest->role),
+			 errhint("Look at the server's option \"stage\", and grant USAGE on the stage to the "
+					 "role.")));
+	return NULL; /* keep compiler quiet */
+}
+
+/*
+ * One of the user's own is looked for; else a temporary one is made, in our schema,
+ * for this session.
+ */
 void
 resync_sf_have_stage(SfDestination *dest)
 {
+	char *name;
+
 	if (dest->has_stage)
 		return;
+	if (dest->external[2] != NULL)
+		name = psprintf("%s.%s.%s",
+						resync_sf_ident(dest->external[0] ? dest->external[0] : dest->database),
+						resync_sf_ident(dest->external[1] ? dest->external[1] : dest->schema),
+						resync_sf_ident(dest->external[2]));
+	else
+		name = resync_sf_own(dest, psprintf(SF_OWN_PREFIX "FILES_%08X", dest->nonce));
 	if (dest->stage == NULL)
-		dest->stage = MemoryContextStrdup(
-			dest->head.context,
-			resync_sf_own(dest, psprintf(SF_OWN_PREFIX "FILES_%08X", dest->nonce)));
-	(void) resync_sf_query(dest, psprintf("CREATE OR REPLACE TEMPORARY STAGE %s ENCRYPTION ="
-										  " (TYPE = 'SNOWFLAKE_SSE')",
-										  dest->stage));
+		dest->stage = MemoryContextStrdup(dest->head.context, name);
+	if (dest->external[2] != NULL)
+		(void) find_external(dest);
+	else
+		(void) resync_sf_query(dest, psprintf("CREATE OR REPLACE TEMPORARY STAGE %s ENCRYPTION ="
+											  " (TYPE = 'SNOWFLAKE_SSE')",
+											  dest->stage));
 	dest->has_stage = true;
 }
 
@@ -74,16 +120,24 @@ store_kind(JsonNode *data)
 	return STORE_S3; /* keep compiler quiet */
 }
 
-/* Ask for credentials of the place that files of the stage are put in. */
+/* "bucket/prefix" into place. */
 static void
-open_store(SfDestination *dest, const char *name)
+set_location(StorePlace *place, const char *location)
+{
+	place->bucket = pnstrdup(location, strcspn(location, "/"));
+	place->prefix = strchr(location, '/') != NULL ? strchr(location, '/') + 1 : "";
+	if (place->prefix[0] != '\0' && place->prefix[strlen(place->prefix) - 1] != '/')
+		place->prefix = psprintf("%s/", place->prefix);
+}
+
+/* Snowflake gives credentials for the place of its own stage: good for all files. */
+static void
+ask_place(SfDestination *dest, const char *name, StorePlace *place)
 {
 	JsonNode   *data;
-	StorePlace	place = {0};
 	const char *location;
 	bool		encrypted = false;
 
-	resync_sf_have_stage(dest);
 	data = resync_sf_data(dest, psprintf("PUT 'file:///resync/%s' @%s AUTO_COMPRESS = FALSE"
 										 " SOURCE_COMPRESSION = GZIP OVERWRITE = TRUE PARALLEL = 1",
 										 name, dest->stage));
@@ -92,28 +146,75 @@ open_store(SfDestination *dest, const char *name)
 	if (encrypted || location[0] == '\0')
 		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
 						errmsg("Snowflake gives no place for files of stage %s", dest->stage)));
-	place.kind = store_kind(data);
-	place.bucket = pnstrdup(location, strcspn(location, "/"));
-	place.prefix = strchr(location, '/') != NULL ? strchr(location, '/') + 1 : "";
-	if (place.prefix[0] != '\0' && place.prefix[strlen(place.prefix) - 1] != '/')
-		place.prefix = psprintf("%s/", place.prefix);
-	place.endpoint = get_info(data, "endPoint");
-	place.endpoint = place.endpoint[0] != '\0' ? place.endpoint : NULL;
-	place.region = get_info(data, "region");
-	place.account = get_info(data, "storageAccount");
-	place.key_id = get_info(data, "creds.AWS_KEY_ID");
-	place.secret = get_info(data, "creds.AWS_SECRET_KEY");
-	place.service = "the stage's object store";
-	if (place.kind == STORE_S3)
-		place.token = get_info(data, "creds.AWS_TOKEN");
-	else if (place.kind == STORE_AZURE)
-		place.token = get_info(data, "creds.AZURE_SAS_TOKEN");
+	place->kind = store_kind(data);
+	set_location(place, location);
+	place->endpoint = get_info(data, "endPoint");
+	place->endpoint = place->endpoint[0] != '\0' ? place->endpoint : NULL;
+	place->region = get_info(data, "region");
+	place->account = get_info(data, "storageAccount");
+	place->key_id = get_info(data, "creds.AWS_KEY_ID");
+	place->secret = get_info(data, "creds.AWS_SECRET_KEY");
+	if (place->kind == STORE_S3)
+		place->token = get_info(data, "creds.AWS_TOKEN");
+	else if (place->kind == STORE_AZURE)
+		place->token = get_info(data, "creds.AZURE_SAS_TOKEN");
 	else
 	{
-		place.token = get_info(data, "creds.GCS_ACCESS_TOKEN");
-		if (place.token[0] == '\0')
-			place.presigned = get_info(data, "presignedUrl");
+		place->token = get_info(data, "creds.GCS_ACCESS_TOKEN");
+		if (place->token[0] == '\0')
+			place->presigned = get_info(data, "presignedUrl");
 	}
+}
+
+/* The place of the user's stage, by the user's own credentials. */
+static void
+own_place(SfDestination *dest, StorePlace *place)
+{
+	char *url = find_external(dest);
+	char *secret = resync_destination_password_file(dest->stage_secret_file);
+
+	place->endpoint = dest->stage_endpoint;
+	place->region = dest->stage_region;
+	if (strncmp(url, "azure://", 8) == 0)
+	{
+		const char *host = url + 8;
+		size_t		len = strcspn(host, "/");
+
+		/* account.blob.core.windows.net/container/path */
+		place->kind = STORE_AZURE;
+		place->account = pnstrdup(host, strcspn(host, "."));
+		if (place->endpoint == NULL)
+			place->endpoint = pnstrdup(host + strlen(place->account) + 1,
+									   len - strlen(place->account) - 1);
+		place->token = secret;
+		set_location(place, host + len + (host[len] == '/'));
+		return;
+	}
+	/* Google's storage takes S3's signatures, by an HMAC key */
+	place->kind = STORE_S3;
+	if (strncmp(url, "gcs://", 6) == 0)
+	{
+		if (place->endpoint == NULL)
+			place->endpoint = "storage.googleapis.com";
+		if (place->region == NULL)
+			place->region = "auto";
+	}
+	place->key_id = dest->stage_key_id;
+	place->secret = secret;
+	set_location(place, strstr(url, "://") + 3);
+}
+
+/* Where files of the stage are put, as of now. */
+static void
+open_store(SfDestination *dest, const char *name)
+{
+	StorePlace place = {.service = "the stage's object store"};
+
+	resync_sf_have_stage(dest);
+	if (dest->external[2] != NULL)
+		own_place(dest, &place);
+	else
+		ask_place(dest, name, &place);
 	if (dest->store != NULL)
 		dest->sent += resync_store_sent(dest->store);
 	dest->store = NULL;
@@ -179,7 +280,8 @@ put_file(SfDestination *dest, const char *name, const char *data, Size len)
 		RESYNC_DEBUG_POINT("sf_after_file");
 		if (response != NULL && response->status < 300)
 			break;
-		if (response != NULL && wants_credentials(response) && !renewed)
+		if (response != NULL && wants_credentials(response) && !renewed &&
+			dest->external[2] == NULL)
 		{
 			open_store(dest, name);
 			renewed = true;
@@ -219,7 +321,7 @@ resync_sf_files_make(SfDestination *dest, const ResyncTable *table, SfFiles *fil
 	memset(files, 0, sizeof(*files));
 	files->dest = dest;
 	files->csv = resync_csv_make(table, Min((Size) resync_copier_buffer * 1024, MAX_FILE_BYTES));
-	files->folder = psprintf("%08x/" UINT64_FORMAT "/", dest->nonce, ++dest->names);
+	files->folder = psprintf("resync/%08x/" UINT64_FORMAT "/", dest->nonce, ++dest->names);
 	dest->staged = false;
 }
 
