@@ -153,7 +153,10 @@ typedef struct SfResult
 
 #define sf_value(res, row, col) ((res)->values[(row) * (res)->ncols + (col)])
 
-/* The value of a column by its name, which has to be there. */
+/* The value of a column by its name; NULL if there is none ... */
+extern char *resync_sf_optional(const SfResult *res, int row, const char *name);
+
+/* ... which has to be there. */
 extern char *resync_sf_column(const SfResult *res, int row, const char *name);
 
 /* A statement; try: NULL if there is no such object. */

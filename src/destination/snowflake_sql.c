@@ -286,14 +286,33 @@ resync_sf_query(SfDestination *dest, const char *sql)
 	return read_result(run(dest, sql, false));
 }
 
-char *
-resync_sf_column(const SfResult *res, int row, const char *name)
+/* -1: there is none. */
+static int
+column_index(const SfResult *res, const char *name)
 {
 	for (int i = 0; i < res->ncols; i++)
 	{
 		if (res->names[i] != NULL && strcmp(res->names[i], name) == 0)
-			return sf_value(res, row, i);
+			return i;
 	}
+	return -1;
+}
+
+char *
+resync_sf_optional(const SfResult *res, int row, const char *name)
+{
+	int i = column_index(res, name);
+
+	return i >= 0 ? sf_value(res, row, i) : NULL;
+}
+
+char *
+resync_sf_column(const SfResult *res, int row, const char *name)
+{
+	int i = column_index(res, name);
+
+	if (i >= 0)
+		return sf_value(res, row, i);
 	ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
 					errmsg("Snowflake's answer has no column \"%s\"", name)));
 	return NULL; /* keep compiler quiet */

@@ -79,6 +79,8 @@ column_expression(const ResyncColumn *col, const SfColumn *old)
 			return psprintf("TRY_TO_%s(TO_VARCHAR(%s))", resync_sf_kind_name(type.kind), name);
 		case SF_VARCHAR:
 			return psprintf("TO_VARCHAR(%s)", name);
+		case SF_BINARY:
+			return psprintf("TRY_TO_BINARY(TO_VARCHAR(%s), 'HEX')", name);
 		default:
 			return cast_column(old, col->dest_type);
 	}

@@ -139,7 +139,7 @@ resync_sf_is_role(const SfDestination *dest, const SfTable *found, const char *r
 static bool
 is_yes(const SfResult *res, int row, const char *column)
 {
-	char *value = resync_sf_column(res, row, column);
+	char *value = resync_sf_optional(res, row, column);
 
 	return value != NULL && (strcmp(value, "Y") == 0 || strcmp(value, "ON") == 0);
 }
