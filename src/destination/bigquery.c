@@ -147,37 +147,6 @@ bq_version(Destination *head)
  * Metadata and the fence
  * ------------------------------------------------------------------ */
 
-static void
-raise_diverged(BqDestination *dest)
-{
-	ereport(
-		ERROR,
-		(errcode(RESYNC_ERRCODE_DIVERGED), errmsg("this database is a copy"),
-		 errdetail("The destination's mark of mirror \"%s\" belongs to another database or server.",
-				   dest->head.id->mirror),
-		 errhint(
-			 "Drop the mirror here, or take it over with peerdb_resume_mirror(..., adopt => true).")));
-}
-
-void
-resync_bq_raise_fenced(BqDestination *dest, const char *why)
-{
-	ereport(ERROR, (errcode(RESYNC_ERRCODE_FENCED),
-					errmsg("run " INT64_FORMAT
-						   " of mirror \"%s\" is no longer in charge at the destination",
-						   dest->head.id->run, dest->head.id->mirror),
-					errdetail_internal("%s", why),
-					errhint("If it was taken over in a copy of this database, drop the mirror here;"
-							" else run peerdb_resync() to rebuild it.")));
-}
-
-/* Which database of which server the mirror reads. */
-static char *
-source_name(const BqDestination *dest)
-{
-	return psprintf(UINT64_FORMAT "/%u", dest->head.id->system_identifier, dest->head.id->database);
-}
-
 char *
 resync_bq_run_condition(BqDestination *dest, int64 run)
 {
@@ -228,8 +197,8 @@ resync_bq_read_fence(BqDestination *dest, int64 run, BqFence *fence)
 		return false;
 	for (int i = 0; i < res->nrows; i++)
 	{
-		if (strcmp(bq_value(res, i, 0), source_name(dest)) != 0)
-			raise_diverged(dest);
+		if (strcmp(bq_value(res, i, 0), resync_destination_source(dest->head.id)) != 0)
+			resync_destination_raise_copy(dest->head.id);
 		if (sscanf(bq_value(res, i, 2), "%X/%X", &high, &low) != 2)
 			ereport(ERROR,
 					(errcode(ERRCODE_PROTOCOL_VIOLATION),
@@ -248,9 +217,9 @@ void
 resync_bq_fence(BqDestination *dest, BqFence *fence)
 {
 	if (!resync_bq_read_fence(dest, dest->head.id->run, fence) || !fence->known)
-		resync_bq_raise_fenced(dest, "The destination does not know the run.");
+		resync_destination_raise_fenced(dest->head.id, "The destination does not know the run.");
 	if (!fence->active)
-		resync_bq_raise_fenced(dest, "The run was ended or replaced.");
+		resync_destination_raise_fenced(dest->head.id, "The run was ended or replaced.");
 	if (dest->life == NULL || strcmp(dest->life, fence->life) != 0)
 		dest->life = MemoryContextStrdup(dest->head.context, fence->life);
 }
@@ -262,7 +231,7 @@ resync_bq_fence_sql(BqDestination *dest, XLogRecPtr applied)
 		"SELECT IF((SELECT COUNT(*) FROM %s WHERE %s AND life = %s AND source = %s AND"
 		" state = 'active' AND applied = %s) = 1, 0, CAST(ERROR('" BQ_FENCED "') AS INT64));\n",
 		resync_bq_table(dest, BQ_RUNS_TABLE), resync_bq_run_condition(dest, dest->head.id->run),
-		resync_bq_literal(dest->life), resync_bq_literal(source_name(dest)),
+		resync_bq_literal(dest->life), resync_bq_literal(resync_destination_source(dest->head.id)),
 		resync_bq_literal(resync_bq_lsn(applied)));
 }
 
@@ -352,10 +321,10 @@ bq_begin_run(Destination *head, XLogRecPtr start_lsn)
 	res = resync_bq_query(dest,
 						  psprintf("SELECT COUNT(*) AS n FROM %s WHERE token = %s AND source <> %s",
 								   runs, resync_bq_literal(head->id->token),
-								   resync_bq_literal(source_name(dest))),
+								   resync_bq_literal(resync_destination_source(dest->head.id))),
 						  false);
 	if (res->nrows != 1 || strcmp(bq_value(res, 0, 0), "0") != 0)
-		raise_diverged(dest);
+		resync_destination_raise_copy(dest->head.id);
 	(void) resync_bq_read_fence(dest, head->id->run, &fence);
 	end_namesake(dest, &fence, start_lsn);
 	(void) resync_bq_read_fence(dest, head->id->run, &fence);
@@ -373,7 +342,8 @@ bq_begin_run(Destination *head, XLogRecPtr start_lsn)
 				runs, resync_bq_run_condition(dest, head->id->run), runs,
 				resync_bq_literal(head->id->token), head->id->run, dest->nonce,
 				pg_prng_uint32(&pg_global_prng_state), resync_bq_literal(head->id->mirror),
-				resync_bq_literal(source_name(dest)), resync_bq_literal(resync_bq_lsn(start_lsn))),
+				resync_bq_literal(resync_destination_source(dest->head.id)),
+				resync_bq_literal(resync_bq_lsn(start_lsn))),
 			NULL, NULL);
 	}
 	MemoryContextSwitchTo(old);

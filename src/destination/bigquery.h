@@ -187,8 +187,7 @@ typedef struct BqFence
 extern MemoryContext resync_bq_enter(BqDestination *dest);
 extern bool			 resync_bq_read_fence(BqDestination *dest, int64 run, BqFence *fence);
 extern void			 resync_bq_fence(BqDestination *dest, BqFence *fence);
-extern void resync_bq_raise_fenced(BqDestination *dest, const char *why) pg_attribute_noreturn();
-extern void resync_bq_retire(BqDestination *dest, int64 run);
+extern void			 resync_bq_retire(BqDestination *dest, int64 run);
 extern char *
 resync_bq_run_condition(BqDestination *dest, int64 run); /* of rows of the runs table */
 extern char *resync_bq_lsn(XLogRecPtr lsn);

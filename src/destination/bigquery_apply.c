@@ -398,7 +398,7 @@ resync_bq_apply(Destination *head, ResyncBatch *batch, bool to_live, XLogRecPtr 
 
 	resync_bq_fence(dest, &fence);
 	if (fence.applied != expected)
-		resync_bq_raise_fenced(dest, "Another process has applied changes.");
+		resync_destination_raise_fenced(dest->head.id, "Another process has applied changes.");
 	/* a swap may have ended that the caller does not know of yet */
 	state.live = to_live || fence.swapped;
 	apply_parts(&state);

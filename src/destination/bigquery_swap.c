@@ -264,11 +264,7 @@ static void
 require_replaceable(BqDestination *dest, const BqTable *live)
 {
 	if (!resync_bq_is_ours(dest, live) && !dest->head.id->options->replace_existing)
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_TABLE),
-				 errmsg("table %s exists at the destination", resync_bq_table(dest, live->name)),
-				 errdetail("It was not made by this mirror."),
-				 errhint("Drop or rename it, or set the option replace_existing.")));
+		resync_destination_raise_exists(resync_bq_table(dest, live->name), true);
 }
 
 /*

@@ -129,11 +129,7 @@ resync_bq_require_owned(BqDestination *dest, const ResyncTable *table, bool live
 	BqTable	   *found = resync_bq_find_table(dest, name);
 
 	if (!resync_bq_is_this_run(dest, found))
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
-						errmsg("table %s at the destination is not the one this run made",
-							   resync_bq_table(dest, name)),
-						errdetail("It was dropped, renamed or replaced there."),
-						errhint("Resync the mirror.")));
+		resync_destination_raise_not_made(resync_bq_table(dest, name));
 	return found;
 }
 
@@ -224,12 +220,7 @@ make_room(BqDestination *dest, const char *name)
 	if (found == NULL)
 		return;
 	if (!resync_bq_is_ours(dest, found))
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_TABLE),
-				 errmsg("table %s exists at the destination", resync_bq_table(dest, name)),
-				 errdetail("It is in the way of the table under construction, and was not made by "
-						   "this mirror."),
-				 errhint("Drop or rename it there.")));
+		resync_destination_raise_in_way(resync_bq_table(dest, name));
 	resync_bq_drop_table(dest, name);
 }
 
@@ -381,15 +372,6 @@ resync_bq_same_layout(JsonNode *a, JsonNode *b)
 	return true;
 }
 
-static void
-add_warning(List **warnings, MemoryContext context, char *text)
-{
-	MemoryContext old = MemoryContextSwitchTo(context);
-
-	*warnings = lappend(*warnings, pstrdup(text));
-	MemoryContextSwitchTo(old);
-}
-
 /*
  * The new table, made and dropped again under a name of its own: types, layout
  * and our privileges are proven all at once.  Returns what it looked like.
@@ -421,10 +403,11 @@ warn_of_tombstones(BqDestination *dest, const ResyncTable *table, const BqTable 
 	{
 		if (has_field(live->json, key[i]->dest_name))
 			continue;
-		add_warning(warnings, context,
-					psprintf("soft-deleted rows of table %s at the destination are not carried "
-							 "over: it has no key column \"%s\"",
-							 resync_bq_table(dest, table->dest_name), key[i]->dest_name));
+		resync_destination_warn(
+			warnings, context,
+			psprintf("soft-deleted rows of table %s at the destination are not carried "
+					 "over: it has no key column \"%s\"",
+					 resync_bq_table(dest, table->dest_name), key[i]->dest_name));
 		return;
 	}
 }
@@ -441,13 +424,7 @@ check_live(BqDestination *dest, const ResyncTable *table, JsonNode *made, bool l
 		return;
 	if (!live_expected ||
 		(!resync_bq_is_ours(dest, live) && !dest->head.id->options->replace_existing))
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_DUPLICATE_TABLE),
-			 errmsg("table %s exists at the destination", resync_bq_table(dest, table->dest_name)),
-			 errdetail("It was not made by this mirror."),
-			 errhint("Drop or rename it, map the table to another name, or set the option "
-					 "replace_existing.")));
+		resync_destination_raise_exists(resync_bq_table(dest, table->dest_name), false);
 	kind = resync_json_string(live->json, "type");
 	if (kind != NULL && strcmp(kind, "TABLE") != 0)
 		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
@@ -455,10 +432,11 @@ check_live(BqDestination *dest, const ResyncTable *table, JsonNode *made, bool l
 							   resync_bq_table(dest, table->dest_name)),
 						errdetail("It is a %s.", kind), errhint("Drop or rename it.")));
 	if (!resync_bq_same_layout(live->json, made))
-		add_warning(warnings, context,
-					psprintf("table %s at the destination has other partitions or clusters: at the "
-							 "swap it is dropped, and missing for a moment",
-							 resync_bq_table(dest, table->dest_name)));
+		resync_destination_warn(
+			warnings, context,
+			psprintf("table %s at the destination has other partitions or clusters: at the "
+					 "swap it is dropped, and missing for a moment",
+					 resync_bq_table(dest, table->dest_name)));
 	warn_of_tombstones(dest, table, live, warnings, context);
 }
 
@@ -470,20 +448,10 @@ resync_bq_check_table(Destination *head, const ResyncTable *table, bool live_exp
 	MemoryContext  old = resync_bq_enter(dest);
 	BqTable		  *build;
 
-	if (pg_strncasecmp(table->dest_name, "_peerdb_resync_", strlen("_peerdb_resync_")) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_RESERVED_NAME),
-				 errmsg("destination table \"%s\" has a name of the mirror's own tables",
-						table->dest_name),
-				 errhint("Map table \"%s.%s\" to another name.", table->schema, table->name)));
+	resync_destination_check_reserved(table, "_peerdb_resync_");
 	build = resync_bq_find_table(dest, table->build_name);
 	if (build != NULL && !resync_bq_is_ours(dest, build))
-		ereport(ERROR, (errcode(ERRCODE_DUPLICATE_TABLE),
-						errmsg("table %s exists at the destination",
-							   resync_bq_table(dest, table->build_name)),
-						errdetail("It is in the way of the table under construction, and was not "
-								  "made by this mirror."),
-						errhint("Drop or rename it there.")));
+		resync_destination_raise_in_way(resync_bq_table(dest, table->build_name));
 	check_live(dest, table, try_table(dest, table), live_expected, warnings, old);
 	MemoryContextSwitchTo(old);
 }

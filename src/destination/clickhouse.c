@@ -210,37 +210,6 @@ ch_version(Destination *head)
  * Metadata and the fence
  * ------------------------------------------------------------------ */
 
-static void
-raise_diverged(ChDestination *dest)
-{
-	ereport(
-		ERROR,
-		(errcode(RESYNC_ERRCODE_DIVERGED), errmsg("this database is a copy"),
-		 errdetail("The destination's mark of mirror \"%s\" belongs to another database or server.",
-				   dest->head.id->mirror),
-		 errhint(
-			 "Drop the mirror here, or take it over with peerdb_resume_mirror(..., adopt => true).")));
-}
-
-static void
-raise_fenced(ChDestination *dest, const char *why)
-{
-	ereport(ERROR, (errcode(RESYNC_ERRCODE_FENCED),
-					errmsg("run " INT64_FORMAT
-						   " of mirror \"%s\" is no longer in charge at the destination",
-						   dest->head.id->run, dest->head.id->mirror),
-					errdetail_internal("%s", why),
-					errhint("If it was taken over in a copy of this database, drop the mirror here;"
-							" else run peerdb_resync() to rebuild it.")));
-}
-
-/* Which database of which server the mirror reads. */
-static char *
-source_name(const ChDestination *dest)
-{
-	return psprintf(UINT64_FORMAT "/%u", dest->head.id->system_identifier, dest->head.id->database);
-}
-
 /* Both metadata tables, or one of them missing? */
 bool
 resync_ch_has_metadata(ChDestination *dest)
@@ -295,8 +264,8 @@ resync_ch_read_fence(ChDestination *dest, int64 run, ChFence *fence)
 	statement.sql = psprintf(
 		"SELECT kind, source = %s, state = 'active', applied, pending, seq FROM %s FINAL"
 		" WHERE token = %s AND run = " INT64_FORMAT,
-		resync_ch_literal(source_name(dest)), resync_ch_table_name(dest, CH_RUNS_TABLE),
-		resync_ch_literal(dest->head.id->token), run);
+		resync_ch_literal(resync_destination_source(dest->head.id)),
+		resync_ch_table_name(dest, CH_RUNS_TABLE), resync_ch_literal(dest->head.id->token), run);
 	statement.allowed = CH_ERR_UNKNOWN_TABLE;
 	if (resync_ch_send(dest, &statement, &response) != 0)
 		return false;
@@ -315,7 +284,7 @@ resync_ch_read_fence(ChDestination *dest, int64 run, ChFence *fence)
 			ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
 							errmsg("unexpected answer of the ClickHouse server")));
 		if (!ours)
-			raise_diverged(dest);
+			resync_destination_raise_copy(dest->head.id);
 		if (strcmp(kind, "state") == 0)
 		{
 			fence->known = true;
@@ -337,9 +306,9 @@ void
 resync_ch_fence(ChDestination *dest, ChFence *fence)
 {
 	if (!resync_ch_read_fence(dest, dest->head.id->run, fence) || !fence->known)
-		raise_fenced(dest, "The destination does not know the run.");
+		resync_destination_raise_fenced(dest->head.id, "The destination does not know the run.");
 	if (!fence->active)
-		raise_fenced(dest, "The run was ended or replaced.");
+		resync_destination_raise_fenced(dest->head.id, "The run was ended or replaced.");
 	dest->life = fence->life;
 }
 
@@ -356,7 +325,8 @@ put_run_row(ChDestination *dest, int64 run, const char *kind, const char *state,
 		", " UINT64_FORMAT,
 		resync_ch_table_name(dest, CH_RUNS_TABLE), resync_ch_literal(dest->head.id->token), run,
 		resync_ch_literal(kind), resync_ch_literal(dest->head.id->mirror),
-		resync_ch_literal(source_name(dest)), resync_ch_literal(state), applied, pending, seq);
+		resync_ch_literal(resync_destination_source(dest->head.id)), resync_ch_literal(state),
+		applied, pending, seq);
 	(void) resync_ch_send(dest, &statement, NULL);
 }
 
@@ -517,13 +487,14 @@ ch_begin_run(Destination *head, XLogRecPtr start_lsn)
 	resync_ch_make_metadata(dest);
 	/* a DROP of names under construction, whichever run's, must not come later */
 	kill_queries(dest, psprintf("resync-%s-", head->id->token), CH_WHAT_DDL);
-	res = resync_ch_query(dest, psprintf("SELECT count() FROM %s FINAL WHERE token = %s"
-										 " AND source <> %s",
-										 resync_ch_table_name(dest, CH_RUNS_TABLE),
-										 resync_ch_literal(head->id->token),
-										 resync_ch_literal(source_name(dest))));
+	res = resync_ch_query(dest,
+						  psprintf("SELECT count() FROM %s FINAL WHERE token = %s"
+								   " AND source <> %s",
+								   resync_ch_table_name(dest, CH_RUNS_TABLE),
+								   resync_ch_literal(head->id->token),
+								   resync_ch_literal(resync_destination_source(dest->head.id))));
 	if (strcmp(ch_value(res, 0, 0), "0") != 0)
-		raise_diverged(dest);
+		resync_destination_raise_copy(dest->head.id);
 	(void) resync_ch_read_fence(dest, head->id->run, &fence);
 	end_namesake(dest, &fence, start_lsn);
 	(void) resync_ch_read_fence(dest, head->id->run, &fence);

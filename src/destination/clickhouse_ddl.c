@@ -155,11 +155,7 @@ resync_ch_require_owned(ChDestination *dest, const ResyncTable *table, bool live
 	const char *name = live ? table->dest_name : table->build_name;
 
 	if (!resync_ch_is_this_run(dest, resync_ch_find_table(dest, name)))
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
-						errmsg("table %s at the destination is not the one this run made",
-							   resync_ch_table_name(dest, name)),
-						errdetail("It was dropped, renamed or replaced there."),
-						errhint("Resync the mirror.")));
+		resync_destination_raise_not_made(resync_ch_table_name(dest, name));
 }
 
 /* ---------------------------------------------------------------------
@@ -238,13 +234,7 @@ make_room(ChDestination *dest, const char *name)
 		if (found == NULL)
 			continue;
 		if (!resync_ch_is_ours(dest, found))
-			ereport(
-				ERROR,
-				(errcode(ERRCODE_DUPLICATE_TABLE),
-				 errmsg("table %s exists at the destination", resync_ch_table_name(dest, names[i])),
-				 errdetail(
-					 "It is in the way of the table under construction, and was not made by this mirror."),
-				 errhint("Drop or rename it there.")));
+			resync_destination_raise_in_way(resync_ch_table_name(dest, names[i]));
 		resync_ch_drop_table(dest, names[i]);
 	}
 }
@@ -398,15 +388,6 @@ resync_ch_add_column(ChDestination *dest, const BatchAddColumn *add, bool live)
  * ------------------------------------------------------------------ */
 
 static void
-add_warning(List **warnings, MemoryContext context, char *text)
-{
-	MemoryContext old = MemoryContextSwitchTo(context);
-
-	*warnings = lappend(*warnings, pstrdup(text));
-	MemoryContextSwitchTo(old);
-}
-
-static void
 drop_both(ChDestination *dest, const char *name)
 {
 	resync_ch_drop_table(dest, name);
@@ -514,9 +495,10 @@ warn_of_losses(ChDestination *dest, const ResyncTable *table, const ChTable *liv
 	for (int i = 0; i < lengthof(parts); i++)
 	{
 		if (strstr(live->definition, parts[i].word) != NULL)
-			add_warning(warnings, context,
-						psprintf("table %s at the destination will lose: %s",
-								 resync_ch_table_name(dest, table->dest_name), parts[i].label));
+			resync_destination_warn(warnings, context,
+									psprintf("table %s at the destination will lose: %s",
+											 resync_ch_table_name(dest, table->dest_name),
+											 parts[i].label));
 	}
 }
 
@@ -539,7 +521,7 @@ warn_of_tombstones(ChDestination *dest, const ResyncTable *table, List **warning
 
 		if (strcmp(ch_value(res, 0, 0), "0") == 0)
 		{
-			add_warning(
+			resync_destination_warn(
 				warnings, context,
 				psprintf(
 					"soft-deleted rows of table %s at the destination are not carried over: it has no key column \"%s\"",
@@ -560,14 +542,7 @@ check_live(ChDestination *dest, const ResyncTable *table, bool live_expected, Li
 		return;
 	if (!live_expected ||
 		(!resync_ch_is_ours(dest, live) && !dest->head.id->options->replace_existing))
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_DUPLICATE_TABLE),
-			 errmsg("table %s exists at the destination",
-					resync_ch_table_name(dest, table->dest_name)),
-			 errdetail("It was not made by this mirror."),
-			 errhint(
-				 "Drop or rename it, map the table to another name, or set the option replace_existing.")));
+		resync_destination_raise_exists(resync_ch_table_name(dest, table->dest_name), false);
 	if (strstr(live->engine, "MergeTree") == NULL &&
 		(dest->cluster == NULL || strcmp(live->engine, "Distributed") != 0))
 		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
@@ -607,7 +582,7 @@ check_database(ChDestination *dest, List **warnings, MemoryContext context)
 											 resync_ch_literal(dest->database)));
 
 	if (res->nrows == 1 && strcmp(ch_value(res, 0, 0), "Ordinary") == 0)
-		add_warning(
+		resync_destination_warn(
 			warnings, context,
 			psprintf(
 				"database %s has engine Ordinary, which cannot exchange tables: at the swap a reader may find no table for a moment",
@@ -636,13 +611,7 @@ resync_ch_check_table(Destination *head, const ResyncTable *table, bool live_exp
 		ChTable *build = resync_ch_find_table(dest, names[i]);
 
 		if (build != NULL && !resync_ch_is_ours(dest, build))
-			ereport(
-				ERROR,
-				(errcode(ERRCODE_DUPLICATE_TABLE),
-				 errmsg("table %s exists at the destination", resync_ch_table_name(dest, names[i])),
-				 errdetail(
-					 "It is in the way of the table under construction, and was not made by this mirror."),
-				 errhint("Drop or rename it there.")));
+			resync_destination_raise_in_way(resync_ch_table_name(dest, names[i]));
 	}
 	check_live(dest, table, live_expected, warnings, old);
 	check_local(dest, table);

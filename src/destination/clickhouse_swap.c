@@ -303,11 +303,7 @@ static void
 require_replaceable(ChDestination *dest, const char *name, const ChTable *live)
 {
 	if (!resync_ch_is_ours(dest, live) && !dest->head.id->options->replace_existing)
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_TABLE),
-				 errmsg("table %s exists at the destination", resync_ch_table_name(dest, name)),
-				 errdetail("It was not made by this mirror."),
-				 errhint("Drop or rename it, or set the option replace_existing.")));
+		resync_destination_raise_exists(resync_ch_table_name(dest, name), true);
 }
 
 /* One table that has rows.  False: the server wants us to try again. */
@@ -323,11 +319,7 @@ swap_one(ChDestination *dest, const ResyncTable *table)
 	if (resync_ch_is_this_run(dest, live))
 		return true;
 	if (!resync_ch_is_this_run(dest, resync_ch_find_table(dest, build_name)))
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
-						errmsg("table %s at the destination is not the one this run made",
-							   resync_ch_table_name(dest, build_name)),
-						errdetail("It was dropped, renamed or replaced there."),
-						errhint("Resync the mirror.")));
+		resync_destination_raise_not_made(resync_ch_table_name(dest, build_name));
 	RESYNC_DEBUG_POINT("ch_before_exchange");
 	statement.allowed = CH_ERR_DEADLOCK_AVOIDED;
 	if (live == NULL)

@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 
 #include "commands/defrem.h"
+#include "destination/destination.h"
 #include "nodes/parsenodes.h"
 #include "storage/fd.h"
 
@@ -117,4 +118,91 @@ resync_destination_match_column(const char *name, const char *ours, const char *
 	if (pg_strcasecmp(name, ours) == 0)
 		return 2;
 	return pg_strcasecmp(name, peerdb) == 0 ? 1 : 0;
+}
+
+/* ---------------------------------------------------------------------
+ * What all of them say
+ * ------------------------------------------------------------------ */
+
+char *
+resync_destination_source(const ResyncRunId *id)
+{
+	return psprintf(UINT64_FORMAT "/%u", id->system_identifier, id->database);
+}
+
+void
+resync_destination_raise_copy(const ResyncRunId *id)
+{
+	ereport(
+		ERROR,
+		(errcode(RESYNC_ERRCODE_DIVERGED), errmsg("this database is a copy"),
+		 errdetail("The destination's mark of mirror \"%s\" belongs to another database or server.",
+				   id->mirror),
+		 errhint(
+			 "Drop the mirror here, or take it over with peerdb_resume_mirror(..., adopt => true).")));
+}
+
+void
+resync_destination_raise_fenced(const ResyncRunId *id, const char *why)
+{
+	ereport(ERROR, (errcode(RESYNC_ERRCODE_FENCED),
+					errmsg("run " INT64_FORMAT
+						   " of mirror \"%s\" is no longer in charge at the destination",
+						   id->run, id->mirror),
+					errdetail_internal("%s", why),
+					errhint("If it was taken over in a copy of this database, drop the mirror here;"
+							" else run peerdb_resync() to rebuild it.")));
+}
+
+void
+resync_destination_raise_not_made(const char *table)
+{
+	ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
+					errmsg("table %s at the destination is not the one this run made", table),
+					errdetail("It was dropped, renamed or replaced there."),
+					errhint("Resync the mirror.")));
+}
+
+void
+resync_destination_raise_in_way(const char *table)
+{
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_DUPLICATE_TABLE), errmsg("table %s exists at the destination", table),
+		 errdetail(
+			 "It is in the way of the table under construction, and was not made by this mirror."),
+		 errhint("Drop or rename it there.")));
+}
+
+void
+resync_destination_raise_exists(const char *table, bool begun)
+{
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_DUPLICATE_TABLE), errmsg("table %s exists at the destination", table),
+		 errdetail("It was not made by this mirror."),
+		 begun
+			 ? errhint("Drop or rename it, or set the option replace_existing.")
+			 : errhint(
+				   "Drop or rename it, map the table to another name, or set the option replace_existing.")));
+}
+
+void
+resync_destination_check_reserved(const ResyncTable *table, const char *prefix)
+{
+	if (pg_strncasecmp(table->dest_name, prefix, strlen(prefix)) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_RESERVED_NAME),
+				 errmsg("destination table \"%s\" has a name of the mirror's own tables",
+						table->dest_name),
+				 errhint("Map table \"%s.%s\" to another name.", table->schema, table->name)));
+}
+
+void
+resync_destination_warn(List **warnings, MemoryContext context, const char *text)
+{
+	MemoryContext old = MemoryContextSwitchTo(context);
+
+	*warnings = lappend(*warnings, pstrdup(text));
+	MemoryContextSwitchTo(old);
 }

@@ -341,30 +341,6 @@ pg_version(Destination *head)
  * Transactions and the fence
  * ------------------------------------------------------------------ */
 
-static void
-raise_diverged(PgDestination *dest)
-{
-	ereport(
-		ERROR,
-		(errcode(RESYNC_ERRCODE_DIVERGED), errmsg("this database is a copy"),
-		 errdetail("The destination's mark of mirror \"%s\" belongs to another database or server.",
-				   dest->head.id->mirror),
-		 errhint(
-			 "Drop the mirror here, or take it over with peerdb_resume_mirror(..., adopt => true).")));
-}
-
-static void
-raise_fenced(PgDestination *dest, const char *why)
-{
-	ereport(ERROR, (errcode(RESYNC_ERRCODE_FENCED),
-					errmsg("run " INT64_FORMAT
-						   " of mirror \"%s\" is no longer in charge at the destination",
-						   dest->head.id->run, dest->head.id->mirror),
-					errdetail_internal("%s", why),
-					errhint("If it was taken over in a copy of this database, drop the mirror here;"
-							" else run peerdb_resync() to rebuild it.")));
-}
-
 /* Raises if the mirror's mark, where there is one, is not of this source. */
 static void
 check_mirror(PgDestination *dest)
@@ -378,7 +354,7 @@ check_mirror(PgDestination *dest)
 								  id->system_identifier, id->database, dest->meta_quoted,
 								  resync_pg_literal(id->token)));
 	if (PQntuples(res) > 0 && strcmp(PQgetvalue(res, 0, 0), "t") != 0)
-		raise_diverged(dest);
+		resync_destination_raise_copy(dest->head.id);
 	resync_pq_clear(res);
 }
 
@@ -432,11 +408,11 @@ run_fence(PgDestination *dest, const char *prefix, const char *lock, int tables,
 			prefix, dest->meta_quoted, which, id->system_identifier, id->database,
 			dest->meta_quoted, dest->meta_quoted, resync_pg_run_condition(dest, "r"), lock));
 	if (PQntuples(res) == 0)
-		raise_fenced(dest, "The destination does not know the run.");
+		resync_destination_raise_fenced(dest->head.id, "The destination does not know the run.");
 	if (strcmp(PQgetvalue(res, 0, 3), "t") != 0)
-		raise_diverged(dest);
+		resync_destination_raise_copy(dest->head.id);
 	if (strcmp(PQgetvalue(res, 0, 0), "active") != 0)
-		raise_fenced(dest, "The run was ended or replaced.");
+		resync_destination_raise_fenced(dest->head.id, "The run was ended or replaced.");
 	if (info != NULL)
 	{
 		if (sscanf(PQgetvalue(res, 0, 1), "%X/%X", &hi, &lo) != 2)
@@ -485,11 +461,7 @@ resync_pg_require_owned(const PgFenceInfo *info, const ResyncTable *table, bool 
 
 	snprintf(entry, sizeof(entry), " %d%c ", table->ordinal, live ? 's' : 'b');
 	if (strstr(info->owned, entry) == NULL)
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
-						errmsg("table %s at the destination is not the one this run made",
-							   live ? resync_pg_live(table) : resync_pg_build(table)),
-						errdetail("It was dropped, renamed or replaced there."),
-						errhint("Resync the mirror.")));
+		resync_destination_raise_not_made(live ? resync_pg_live(table) : resync_pg_build(table));
 }
 
 /* ---------------------------------------------------------------------

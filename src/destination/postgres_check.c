@@ -33,15 +33,6 @@ is_true(PGresult *res, int row, int col)
 	return !PQgetisnull(res, row, col) && PQgetvalue(res, row, col)[0] == 't';
 }
 
-static void
-add_warning(List **warnings, MemoryContext context, char *text)
-{
-	MemoryContext old = MemoryContextSwitchTo(context);
-
-	*warnings = lappend(*warnings, pstrdup(text));
-	MemoryContextSwitchTo(old);
-}
-
 /* May we create in this schema, or the schema itself? */
 static void
 check_schema(PgDestination *dest, const char *schema)
@@ -268,9 +259,9 @@ warn_of_losses(PgDestination *dest, const ResyncTable *table, const char *oid, L
 			" ON a.attrelid = d.adrelid AND a.attnum = d.adnum WHERE d.adrelid = %s AND NOT (%s)",
 			oid, oid, oid, oid, oid, oid, oid, own_column_condition(dest, table)));
 	for (int i = 0; i < PQntuples(res); i++)
-		add_warning(warnings, context,
-					psprintf("table %s at the destination will lose: %s", resync_pg_live(table),
-							 PQgetvalue(res, i, 0)));
+		resync_destination_warn(warnings, context,
+								psprintf("table %s at the destination will lose: %s",
+										 resync_pg_live(table), PQgetvalue(res, i, 0)));
 	resync_pq_clear(res);
 
 	/* tombstones need the whole key */
@@ -287,7 +278,7 @@ warn_of_losses(PgDestination *dest, const ResyncTable *table, const char *oid, L
 				oid, oid, resync_pg_literal(key[i]->dest_name)));
 		if (PQntuples(res) > 0)
 		{
-			add_warning(
+			resync_destination_warn(
 				warnings, context,
 				psprintf(
 					"soft-deleted rows of table %s at the destination are not carried over (about %s rows in all): it has no key column \"%s\"",

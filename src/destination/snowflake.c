@@ -212,36 +212,11 @@ sf_version(Destination *head)
  * Metadata and the fence
  * ------------------------------------------------------------------ */
 
-static void
-raise_diverged(SfDestination *dest)
-{
-	ereport(
-		ERROR,
-		(errcode(RESYNC_ERRCODE_DIVERGED), errmsg("this database is a copy"),
-		 errdetail("The destination's mark of mirror \"%s\" belongs to another database or server.",
-				   dest->head.id->mirror),
-		 errhint(
-			 "Drop the mirror here, or take it over with peerdb_resume_mirror(..., adopt => true).")));
-}
-
-void
-resync_sf_raise_fenced(SfDestination *dest, const char *why)
-{
-	ereport(ERROR, (errcode(RESYNC_ERRCODE_FENCED),
-					errmsg("run " INT64_FORMAT
-						   " of mirror \"%s\" is no longer in charge at the destination",
-						   dest->head.id->run, dest->head.id->mirror),
-					errdetail_internal("%s", why),
-					errhint("If it was taken over in a copy of this database, drop the mirror here;"
-							" else run peerdb_resync() to rebuild it.")));
-}
-
 /* Which database of which server the mirror reads, as SQL. */
 static char *
 source_name(const SfDestination *dest)
 {
-	return resync_sf_literal(
-		psprintf(UINT64_FORMAT "/%u", dest->head.id->system_identifier, dest->head.id->database));
+	return resync_sf_literal(resync_destination_source(dest->head.id));
 }
 
 char *
@@ -332,7 +307,7 @@ resync_sf_read_fence(SfDestination *dest, int64 run, SfFence *fence)
 		uint32 low;
 
 		if (strcmp(sf_value(res, i, 0), "1") != 0)
-			raise_diverged(dest);
+			resync_destination_raise_copy(dest->head.id);
 		if (sscanf(sf_value(res, i, 2), "%X/%X", &high, &low) != 2)
 			ereport(ERROR,
 					(errcode(ERRCODE_PROTOCOL_VIOLATION),
@@ -352,9 +327,9 @@ void
 resync_sf_fence(SfDestination *dest, SfFence *fence)
 {
 	if (!resync_sf_read_fence(dest, dest->head.id->run, fence) || !fence->known)
-		resync_sf_raise_fenced(dest, "The destination does not know the run.");
+		resync_destination_raise_fenced(dest->head.id, "The destination does not know the run.");
 	if (!fence->active)
-		resync_sf_raise_fenced(dest, "The run was ended or replaced.");
+		resync_destination_raise_fenced(dest->head.id, "The run was ended or replaced.");
 	if (dest->life == NULL || strcmp(dest->life, fence->life) != 0)
 		dest->life = MemoryContextStrdup(dest->head.context, fence->life);
 	dest->epoch = fence->epoch;
@@ -511,7 +486,7 @@ sf_begin_run(Destination *head, XLogRecPtr start_lsn)
 	if (resync_sf_number(dest,
 						 psprintf("SELECT COUNT(*) FROM %s WHERE token = %s AND source <> %s", runs,
 								  resync_sf_literal(head->id->token), source_name(dest))) != 0)
-		raise_diverged(dest);
+		resync_destination_raise_copy(dest->head.id);
 	(void) resync_sf_read_fence(dest, head->id->run, &fence);
 	end_namesake(dest, &fence, start_lsn);
 	(void) resync_sf_read_fence(dest, head->id->run, &fence);

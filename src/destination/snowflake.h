@@ -218,8 +218,7 @@ typedef struct SfFence
 extern MemoryContext resync_sf_enter(SfDestination *dest);
 extern bool			 resync_sf_read_fence(SfDestination *dest, int64 run, SfFence *fence);
 extern void			 resync_sf_fence(SfDestination *dest, SfFence *fence);
-extern void resync_sf_raise_fenced(SfDestination *dest, const char *why) pg_attribute_noreturn();
-extern void resync_sf_retire(SfDestination *dest, int64 run);
+extern void			 resync_sf_retire(SfDestination *dest, int64 run);
 
 /*
  * Whatever of the run has begun and not ended comes to nothing.  applied: what it

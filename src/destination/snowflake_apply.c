@@ -347,7 +347,7 @@ resync_sf_apply(Destination *head, ResyncBatch *batch, bool to_live, XLogRecPtr 
 
 	resync_sf_fence(dest, &fence);
 	if (fence.applied != expected)
-		resync_sf_raise_fenced(dest, "Another process has applied changes.");
+		resync_destination_raise_fenced(dest->head.id, "Another process has applied changes.");
 	apply_parts(&state);
 	RESYNC_DEBUG_POINT("sf_before_script");
 	(void) resync_sf_transaction(

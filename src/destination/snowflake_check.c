@@ -12,15 +12,6 @@
 
 #include "utils/memutils.h"
 
-static void
-add_warning(List **warnings, MemoryContext context, char *text)
-{
-	MemoryContext old = MemoryContextSwitchTo(context);
-
-	*warnings = lappend(*warnings, pstrdup(text));
-	MemoryContextSwitchTo(old);
-}
-
 /* Something that has the table's name, and is none. */
 static void
 check_no_other(SfDestination *dest, const ResyncTable *table, const char *name)
@@ -56,10 +47,11 @@ warn_of_tombstones(SfDestination *dest, const ResyncTable *table, List **warning
 	{
 		if (resync_sf_find_column(columns, key[i]->dest_name) != NULL)
 			continue;
-		add_warning(warnings, context,
-					psprintf("soft-deleted rows of table %s at the destination are not carried "
-							 "over: it has no key column \"%s\"",
-							 resync_sf_table(dest, table, false), key[i]->dest_name));
+		resync_destination_warn(
+			warnings, context,
+			psprintf("soft-deleted rows of table %s at the destination are not carried "
+					 "over: it has no key column \"%s\"",
+					 resync_sf_table(dest, table, false), key[i]->dest_name));
 		return;
 	}
 }
@@ -73,12 +65,7 @@ check_live(SfDestination *dest, const ResyncTable *table, const SfTable *live, b
 
 	if (!live_expected ||
 		(!resync_sf_is_ours(dest, live) && !dest->head.id->options->replace_existing))
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_TABLE),
-				 errmsg("table %s exists at the destination", name),
-				 errdetail("It was not made by this mirror."),
-				 errhint("Drop or rename it, map the table to another name, or set the option "
-						 "replace_existing.")));
+		resync_destination_raise_exists(name, false);
 	if (live->special)
 		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
 						errmsg("table %s at the destination cannot be swapped", name),
@@ -99,12 +86,7 @@ resync_sf_check_table(Destination *head, const ResyncTable *table, bool live_exp
 	SfTable		  *build;
 	SfTable		  *live;
 
-	if (pg_strncasecmp(table->dest_name, SF_OWN_PREFIX, strlen(SF_OWN_PREFIX)) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_RESERVED_NAME),
-				 errmsg("destination table \"%s\" has a name of the mirror's own tables",
-						table->dest_name),
-				 errhint("Map table \"%s.%s\" to another name.", table->schema, table->name)));
+	resync_destination_check_reserved(table, SF_OWN_PREFIX);
 	if (!resync_sf_has_schema(dest, table->dest_schema))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_SCHEMA_NAME),
@@ -118,12 +100,7 @@ resync_sf_check_table(Destination *head, const ResyncTable *table, bool live_exp
 	check_no_other(dest, table, table->build_name);
 	build = resync_sf_find_table(dest, table, true);
 	if (build != NULL && !resync_sf_is_ours(dest, build))
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_TABLE),
-				 errmsg("table %s exists at the destination", resync_sf_table(dest, table, true)),
-				 errdetail("It is in the way of the table under construction, and was not "
-						   "made by this mirror."),
-				 errhint("Drop or rename it there.")));
+		resync_destination_raise_in_way(resync_sf_table(dest, table, true));
 	live = resync_sf_find_table(dest, table, false);
 	if (live != NULL)
 		check_live(dest, table, live, live_expected, warnings, old);

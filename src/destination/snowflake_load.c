@@ -54,11 +54,7 @@ resync_sf_load_begin(Destination *head, const ResyncTable *table, TupleDesc desc
 		return false;
 	}
 	if (!resync_sf_is_role(dest, resync_sf_find_table(dest, table, true), SF_ROLE_BUILD))
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
-						errmsg("table %s at the destination is not the one this run made",
-							   resync_sf_table(dest, table, true)),
-						errdetail("It was dropped, renamed or replaced there."),
-						errhint("Resync the mirror.")));
+		resync_destination_raise_not_made(resync_sf_table(dest, table, true));
 	load->context = AllocSetContextCreate(head->context, "resync partition",
 										  ALLOCSET_DEFAULT_SIZES);
 	load->row_context = AllocSetContextCreate(load->context, "resync row", ALLOCSET_DEFAULT_SIZES);

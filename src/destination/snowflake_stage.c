@@ -130,6 +130,37 @@ set_location(StorePlace *place, const char *location)
 		place->prefix = psprintf("%s/", place->prefix);
 }
 
+/* Ask for a right to put files into the stage; folder: "", or it begins with "/". */
+static JsonNode *
+ask_for_place(SfDestination *dest, const char *folder, const char *name)
+{
+	return resync_sf_data(dest, psprintf("PUT 'file:///resync/%s' @%s%s AUTO_COMPRESS = FALSE"
+										 " SOURCE_COMPRESSION = GZIP OVERWRITE = TRUE PARALLEL = 1",
+										 name, dest->stage, folder));
+}
+
+/*
+ * A URL is good for one file, which is called by the last part of its name, in the
+ * folder that the statement names: a folder of the local file is none there.
+ */
+static const char *
+presigned_url(SfDestination *dest, const char *name)
+{
+	const char *slash = strrchr(name, '/');
+
+	Assert(slash != NULL); /* file_name() */
+	return get_info(ask_for_place(dest, psprintf("/%s", pnstrdup(name, slash - name)), slash + 1),
+					"presignedUrl");
+}
+
+static bool
+has_credentials(const StorePlace *place)
+{
+	if (place->kind == STORE_S3)
+		return place->key_id[0] != '\0' && place->secret[0] != '\0';
+	return place->token[0] != '\0' || (place->presigned != NULL && place->presigned[0] != '\0');
+}
+
 /* Snowflake gives credentials for the place of its own stage: good for all files. */
 static void
 ask_place(SfDestination *dest, const char *name, StorePlace *place)
@@ -138,9 +169,7 @@ ask_place(SfDestination *dest, const char *name, StorePlace *place)
 	const char *location;
 	bool		encrypted = false;
 
-	data = resync_sf_data(dest, psprintf("PUT 'file:///resync/%s' @%s AUTO_COMPRESS = FALSE"
-										 " SOURCE_COMPRESSION = GZIP OVERWRITE = TRUE PARALLEL = 1",
-										 name, dest->stage));
+	data = ask_for_place(dest, "", name);
 	(void) resync_json_bool(data, "stageInfo.isClientSideEncrypted", &encrypted);
 	location = get_info(data, "location");
 	if (encrypted || location[0] == '\0')
@@ -162,8 +191,12 @@ ask_place(SfDestination *dest, const char *name, StorePlace *place)
 	{
 		place->token = get_info(data, "creds.GCS_ACCESS_TOKEN");
 		if (place->token[0] == '\0')
-			place->presigned = get_info(data, "presignedUrl");
+			place->presigned = presigned_url(dest, name);
 	}
+	if (!has_credentials(place))
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("Snowflake gives no credentials for files of stage %s", dest->stage)));
 }
 
 /* The place of the user's stage, by the user's own credentials. */

@@ -260,10 +260,7 @@ static void
 require_replaceable(SfDestination *dest, const SfTable *live, const char *name)
 {
 	if (!resync_sf_is_ours(dest, live) && !dest->head.id->options->replace_existing)
-		ereport(ERROR, (errcode(ERRCODE_DUPLICATE_TABLE),
-						errmsg("table %s exists at the destination", name),
-						errdetail("It was not made by this mirror."),
-						errhint("Drop or rename it, or set the option replace_existing.")));
+		resync_destination_raise_exists(name, true);
 }
 
 /* One table; what a try before this one has done is not done again. */
@@ -280,11 +277,7 @@ swap_one(SfDestination *dest, const ResyncTable *table)
 	if (!resync_sf_is_role(dest, live, SF_ROLE_BUILD))
 	{
 		if (!resync_sf_is_role(dest, build, SF_ROLE_BUILD))
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_TABLE),
-					 errmsg("table %s at the destination is not the one this run made", build_name),
-					 errdetail("It was dropped, renamed or replaced there."),
-					 errhint("Resync the mirror.")));
+			resync_destination_raise_not_made(build_name);
 		if (live != NULL)
 		{
 			bool ours = resync_sf_is_ours(dest, live);

@@ -225,11 +225,7 @@ resync_sf_where(SfDestination *dest, const ResyncTable *table)
 	found = resync_sf_find_table(dest, table, false);
 	if (!resync_sf_is_role(dest, found, SF_ROLE_LIVE) &&
 		!resync_sf_is_role(dest, found, SF_ROLE_BUILD))
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
-						errmsg("table %s at the destination is not the one this run made",
-							   resync_sf_table(dest, table, false)),
-						errdetail("It was dropped, renamed or replaced there."),
-						errhint("Resync the mirror.")));
+		resync_destination_raise_not_made(resync_sf_table(dest, table, false));
 	return resync_sf_table(dest, table, false);
 }
 
@@ -568,12 +564,7 @@ make_room(SfDestination *dest, const ResyncTable *table)
 	if (found == NULL)
 		return;
 	if (!resync_sf_is_ours(dest, found) || found->at_live)
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_TABLE),
-				 errmsg("table %s exists at the destination", resync_sf_table(dest, table, true)),
-				 errdetail("It is in the way of the table under construction, and was not made by "
-						   "this mirror."),
-				 errhint("Drop or rename it there.")));
+		resync_destination_raise_in_way(resync_sf_table(dest, table, true));
 	resync_sf_drop(dest, resync_sf_table(dest, table, true));
 }
 

@@ -265,6 +265,7 @@ HttpResponse *
 resync_store_put(Store *store, const char *name, const char *data, Size len)
 {
 	const StorePlace *place = &store->place;
+	const char		 *token = place->token != NULL ? place->token : "";
 	char			 *path = psprintf("%s%s", store->root, escape_key(name));
 	HttpRequest		  request = {.method = "PUT", .body = data, .body_len = len};
 
@@ -276,8 +277,7 @@ resync_store_put(Store *store, const char *name, const char *data, Size len)
 			request.headers = s3_headers(store, path, data, len);
 			break;
 		case STORE_AZURE:
-			request.url = psprintf("%s?%s", path,
-								   place->token[0] == '?' ? place->token + 1 : place->token);
+			request.url = psprintf("%s?%s", path, token[0] == '?' ? token + 1 : token);
 			request.headers = list_make2(
 				"x-ms-blob-type: BlockBlob",
 				psprintf("x-ms-meta-sfcdigest: %s", digest_base64(data, len)));
@@ -289,7 +289,7 @@ resync_store_put(Store *store, const char *name, const char *data, Size len)
 				request.url = store->root;
 			else
 				request.headers = lappend(request.headers,
-										  psprintf("Authorization: Bearer %s", place->token));
+										  psprintf("Authorization: Bearer %s", token));
 			break;
 	}
 	return resync_http_call(store->http, &request);
