@@ -24,33 +24,24 @@ package ResyncClickHouse;
 use strict;
 use warnings;
 
-use parent 'ResyncTest';
+use parent 'ResyncService';
 
 use HTTP::Tiny;
-use POSIX ();
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Time::HiRes qw(time usleep);
 
 our $User = 'mirror';
 our $Password = 'hunter2 &?%';
 
 # Options: src_conf; chdbd (more arguments of the server), server (options of
-# the foreign server beside host, port, database), no_engine.
+# the foreign server beside host, port, database).
 sub new
 {
 	my ($class, %opt) = @_;
 
 	plan(skip_all => 'no ClickHouse engine: ' . ($ENV{RESYNC_CHDB_MISSING} || 'RESYNC_CHDBD is not set'))
 	  unless $ENV{RESYNC_CHDBD};
-	my $self = bless { db => 'postgres', held => {}, procs => [] }, $class;
-	$self->{source} = $self->_cluster('source', <<"EOC" . ($opt{src_conf} // ''));
-shared_preload_libraries = 'resync'
-wal_level = logical
-max_worker_processes = 32
-max_replication_slots = 20
-EOC
-	$self->{dir} = PostgreSQL::Test::Utils::tempdir();
+	my $self = $class->begin($opt{src_conf});
 	$self->{chdbd} = $opt{chdbd} // [];
 	$self->start_ch;
 	$self->ch('CREATE DATABASE d', database => '');
@@ -80,61 +71,21 @@ sub start_ch
 {
 	my ($self, @more) = @_;
 	my $dir = $self->{dir};
-	my $end = time() + 60;
 
-	unlink "$dir/out";
 	$self->{http} = HTTP::Tiny->new(timeout => 120);
-	my @cmd = (
-		$ENV{RESYNC_CHDBD}, '--die-with-parent', '--path', "$dir/data", '--log', "$dir/log", '--user', $User,
-		'--password', $Password, '--port', $self->{port} // 0, @{ $self->{chdbd} }, @more);
-	my $pid = fork() // die "fork: $!";
-	if ($pid == 0)
-	{
-		open STDIN, '<', '/dev/null';
-		open STDOUT, '>', "$dir/out";
-		open STDERR, '>>', "$dir/err";
-		exec @cmd or POSIX::_exit(127);
-	}
-	$self->{engine} = $pid;
-	while (time() < $end)
-	{
-		if (-s "$dir/out" && PostgreSQL::Test::Utils::slurp_file("$dir/out") =~ /^port (\d+)$/m)
-		{
-			$self->{port} = $1;
-			return;
-		}
-		last unless $self->_alive;
-		usleep(20_000);
-	}
-	die 'the ClickHouse server does not start: ' . PostgreSQL::Test::Utils::slurp_file("$dir/err");
+	return $self->launch(
+		[ $ENV{RESYNC_CHDBD}, '--die-with-parent', '--path', "$dir/data", '--log', "$dir/log", '--user', $User,
+			'--password', $Password, '--port', $self->{port} // 0, @{ $self->{chdbd} }, @more ]);
 }
 
-sub _alive
-{
-	my ($self) = @_;
-	return 0 unless $self->{engine};
-	return 1 if waitpid($self->{engine}, POSIX::WNOHANG()) == 0;
-	delete $self->{engine};
-	return 0;
-}
-
-sub kill_ch
-{
-	my ($self) = @_;
-	return unless $self->_alive;
-	kill 'KILL', $self->{engine};
-	waitpid(delete $self->{engine}, 0);
-	return;
-}
+sub kill_ch { my ($self) = @_; return $self->kill_service; }
 
 # After a fault that ends the server.
 sub wait_dead
 {
 	my ($self, $name) = @_;
-	return ok($self->poll(sub { !$self->_alive }), $name // 'the server is dead');
+	return ok($self->poll(sub { !$self->alive }), $name // 'the server is dead');
 }
-
-sub _escape { my ($text) = @_; $text =~ s/([^A-Za-z0-9_.~-])/sprintf('%%%02X', ord $1)/ge; return $text; }
 
 # A statement at the server: (status, body).
 sub ch_try
@@ -144,7 +95,7 @@ sub ch_try
 	$params{database} = $o{database} if exists $o{database};
 	utf8::encode($sql) if utf8::is_utf8($sql);
 	my $url = "http://127.0.0.1:$self->{port}/?"
-	  . join('&', map { _escape($_) . '=' . _escape($params{$_}) } sort keys %params);
+	  . join('&', map { ResyncService::_escape($_) . '=' . ResyncService::_escape($params{$_}) } sort keys %params);
 	my $answer = $self->{http}->request('POST', $url,
 		{ content => $sql, headers => { 'X-ClickHouse-User' => $User, 'X-ClickHouse-Key' => $Password } });
 	my $body = $answer->{content};
@@ -162,53 +113,7 @@ sub ch
 }
 
 # Steer the server (see chdbd.c): admin('held'), admin('fault', action => ...).
-sub admin
-{
-	my ($self, $what, %o) = @_;
-	my $url = "http://127.0.0.1:$self->{port}/admin/$what?"
-	  . join('&', map { "$_=" . _escape($o{$_}) } sort keys %o);
-	my $answer = $self->{http}->get($url);
-	die "chdbd: $answer->{status} $answer->{content}" if $answer->{status} != 200;
-	my $body = $answer->{content};
-	chomp $body;
-	return $body;
-}
-
-# A fault for statements that match; returns its number for until_fault.
-sub fault
-{
-	my ($self, $action, $match, %o) = @_;
-	my $id = $self->admin('fault', action => $action, match => $match, %o);
-	die "chdbd: $id" unless $id =~ /^\d+$/;
-	return $id;
-}
-
-sub until_fault
-{
-	my ($self, $id, $name, %o) = @_;
-	my $wanted = $o{times} // 1;
-	my $ok = ok($self->poll(sub { $self->admin('hits', id => $id) >= $wanted }), $name // "fault $id has happened");
-	return $ok;
-}
-
-sub until_held
-{
-	my ($self, $name) = @_;
-	return ok($self->poll(sub { $self->admin('held') > 0 }), $name // 'a statement is held');
-}
-
-# Until the function is true.
-sub poll
-{
-	my ($self, $what) = @_;
-	my $end = time() + $ResyncTest::Limit;
-	while (time() < $end)
-	{
-		return 1 if $what->();
-		usleep(30_000);
-	}
-	return 0;
-}
+sub admin { my ($self, $what, %o) = @_; return $self->admin_call($what, undef, %o); }
 
 # Any query at ClickHouse gives this result.
 sub until_ch
@@ -288,21 +193,7 @@ sub same_ch
 		diag($@);
 		return 0;
 	}
-	my ($i, $j, @diff) = (0, 0);
-	while ($i < @a || $j < @b)
-	{
-		my $cmp = $i >= @a ? 1 : $j >= @b ? -1 : $a[$i] cmp $b[$j];
-		if ($cmp == 0) { $i++; $j++; next; }
-		push @diff, $cmp < 0 ? "source only:      $a[$i]" : "destination only: $b[$j]";
-		$cmp < 0 ? $i++ : $j++;
-	}
-	my $ok = ok(!@diff, sprintf('%s (%d rows)', $name, scalar @a));
-	if (!$ok)
-	{
-		diag(sprintf('%d rows at the source, %d at ClickHouse, %d differ', scalar @a, scalar @b, scalar @diff));
-		diag(substr($_, 0, 400)) foreach splice @diff, 0, 10;
-	}
-	return $ok;
+	return $self->compare_lines($name, 'ClickHouse', \@a, \@b);
 }
 
 # A client that asks again and again, each query a new statement that must give
@@ -337,27 +228,14 @@ sub no_leftovers
 	$name //= 'nothing is left';
 
 	subtest $name => sub {
-		$self->until_true("SELECT count(*) = $keep FROM pg_replication_slots WHERE slot_name LIKE 'resync\\_%'",
-			"no slot beyond $keep");
+		$self->nothing_here($keep);
 		$self->until_ch(q{SELECT count() FROM system.tables WHERE database = 'd' AND match(name, '_resync(_[0-9a-f]{8})?(_shard)?$')},
 			'0', 'no table under construction');
 		if (!$keep)
 		{
-			$self->until_true(
-				"SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type LIKE 'resync%' AND backend_type NOT LIKE '%launcher%'",
-				'no worker');
 			ok($self->poll(sub { $self->admin('running') eq '' }), 'no statement runs');
 		}
 	};
-	return;
-}
-
-sub DESTROY
-{
-	my ($self) = @_;
-	local $?;
-	$self->SUPER::DESTROY;
-	$self->kill_ch;
 	return;
 }
 

@@ -24,15 +24,12 @@ package ResyncSnowflake;
 use strict;
 use warnings;
 
-use parent 'ResyncTest';
+use parent 'ResyncService';
 
 use Encode ();
-use HTTP::Tiny;
 use JSON::PP ();
-use POSIX ();
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Time::HiRes qw(time usleep);
 
 our $Account = 'myorg-acct';
 our $User = 'MIRROR_USER';
@@ -45,16 +42,9 @@ sub new
 
 	plan(skip_all => 'no Snowflake service: ' . ($ENV{RESYNC_SNOWFLAKE_MISSING} || 'RESYNC_SNOWFLAKE is not set'))
 	  unless $ENV{RESYNC_SNOWFLAKE};
-	my $self = bless { db => 'postgres', held => {}, procs => [] }, $class;
-	$self->{source} = $self->_cluster('source', <<"EOC" . ($opt{src_conf} // ''));
-shared_preload_libraries = 'resync'
-wal_level = logical
-max_worker_processes = 32
-max_replication_slots = 20
-EOC
-	$self->{dir} = PostgreSQL::Test::Utils::tempdir();
+	my $self = $class->begin($opt{src_conf});
 	$self->{service} = $opt{service} // [];
-	$self->{http} = HTTP::Tiny->new(timeout => 300);
+	$self->{signal} = 'TERM';		# it ends what it has started
 	$self->_make_keys;
 	$self->start_sf;
 	$self->src("CREATE EXTENSION resync;\n" . $self->server_sql('sf'));
@@ -93,70 +83,18 @@ sub start_sf
 {
 	my ($self) = @_;
 	my $dir = $self->{dir};
-	my $end = time() + 120;
-	my $pid = fork() // die "fork: $!";
-
-	if ($pid == 0)
-	{
-		open STDIN, '<', '/dev/null';
-		open STDOUT, '>', "$dir/out";
-		open STDERR, '>>', "$dir/err";
-		local $ENV{NODE_PATH} = "$ENV{RESYNC_SNOWFLAKE}/node_modules";
-		local $ENV{TMPDIR} = $dir;
-		exec 'node', "$ENV{RESYNC_SRC}/test/snowflake/service.js", '--key', "$dir/public.pem",
-		  '--account', $Account, '--user', $User, '--database', $Database, '--warehouse', 'WH',
-		  '--role', 'MIRROR_ROLE', '--log', "$dir/log", @{ $self->{service} }
-		  or POSIX::_exit(127);
-	}
-	$self->{engine} = $pid;
-	while (time() < $end)
-	{
-		if (-s "$dir/out" && PostgreSQL::Test::Utils::slurp_file("$dir/out") =~ /^port (\d+)$/m)
-		{
-			$self->{port} = $1;
-			return;
-		}
-		last if waitpid($pid, POSIX::WNOHANG()) != 0;
-		usleep(20_000);
-	}
-	die 'the Snowflake service does not start: ' . PostgreSQL::Test::Utils::slurp_file("$dir/err");
+	return $self->launch(
+		[ 'node', "$ENV{RESYNC_SRC}/test/snowflake/service.js", '--key', "$dir/public.pem", '--account', $Account,
+			'--user', $User, '--database', $Database, '--warehouse', 'WH', '--role', 'MIRROR_ROLE', '--log', "$dir/log",
+			@{ $self->{service} } ],
+		NODE_PATH => "$ENV{RESYNC_SNOWFLAKE}/node_modules", TMPDIR => $dir);
 }
 
 # Steer the service (see service.js).
 sub admin
 {
 	my ($self, $what, %o) = @_;
-	my $url = "http://127.0.0.1:$self->{port}/admin/$what";
-	my $answer = $what =~ /^(fault|set|sql)$/ ? $self->{http}->post($url, { content => JSON::PP::encode_json(\%o) })
-	  : $self->{http}->get($url . '?' . join('&', map { "$_=$o{$_}" } sort keys %o));
-	die "service.js: $answer->{status} $answer->{content}" if $answer->{status} != 200;
-	return $answer->{content};
-}
-
-# A fault for requests that match; returns its number for until_fault.
-sub fault
-{
-	my ($self, $action, $match, %o) = @_;
-	return $self->admin('fault', action => $action, match => $match, %o);
-}
-
-sub until_fault
-{
-	my ($self, $id, $name, %o) = @_;
-	my $wanted = $o{times} // 1;
-	return ok($self->poll(sub { $self->admin('hits', id => $id) >= $wanted }), $name // "fault $id has happened");
-}
-
-sub poll
-{
-	my ($self, $what) = @_;
-	my $end = time() + $ResyncTest::Limit;
-	while (time() < $end)
-	{
-		return 1 if $what->();
-		usleep(30_000);
-	}
-	return 0;
+	return $self->admin_call($what, $what =~ /^(fault|set|sql)$/ ? JSON::PP::encode_json(\%o) : undef, %o);
 }
 
 # A statement of the account's owner: (true, rows as lines of values with tabs), or
@@ -193,14 +131,6 @@ sub until_sf
 	my $ok = ok($self->poll(sub { (my $s, $last) = $self->sf_try($sql); $s && $last eq $wanted }), $name);
 	diag("never $wanted: $sql\nlast: $last") unless $ok;
 	return $ok;
-}
-
-# What the service was asked: list of hashes, see service.js.
-sub requests
-{
-	my ($self, $pattern) = @_;
-	return grep { !defined $pattern || ($_->{what} // '') . ' ' . ($_->{sql} // '') =~ $pattern }
-	  map { JSON::PP::decode_json($_) } split /\n/, PostgreSQL::Test::Utils::slurp_file("$self->{dir}/log");
 }
 
 # "SCHEMA.NAME" of tables that match.
@@ -249,25 +179,7 @@ sub same_sf
 		return 0;
 	}
 	my @b = split /\n/, $text;
-	# numbers are written with the scale of their type, or without
-	s/(?<![^\t\[,])(-?\d+)\.(\d*?)0+(?![^\t\],])/$2 eq '' ? $1 : "$1.$2"/ge foreach @a, @b;
-	@a = sort @a;
-	@b = sort @b;
-	my ($i, $j, @diff) = (0, 0);
-	while ($i < @a || $j < @b)
-	{
-		my $cmp = $i >= @a ? 1 : $j >= @b ? -1 : $a[$i] cmp $b[$j];
-		if ($cmp == 0) { $i++; $j++; next; }
-		push @diff, $cmp < 0 ? "source only:      $a[$i]" : "destination only: $b[$j]";
-		$cmp < 0 ? $i++ : $j++;
-	}
-	my $ok = ok(!@diff, sprintf('%s (%d rows)', $name, scalar @a));
-	if (!$ok)
-	{
-		diag(sprintf('%d rows at the source, %d at Snowflake, %d differ', scalar @a, scalar @b, scalar @diff));
-		diag(substr($_, 0, 400)) foreach splice @diff, 0, 10;
-	}
-	return $ok;
+	return $self->compare_lines($name, 'Snowflake', [ ResyncService::trim_scale(@a) ], [ ResyncService::trim_scale(@b) ]);
 }
 
 # Nothing is left: no slot, no table under construction, no staging table, no
@@ -279,8 +191,7 @@ sub no_leftovers
 	$name //= 'nothing is left';
 
 	subtest $name => sub {
-		$self->until_true("SELECT count(*) = $keep FROM pg_replication_slots WHERE slot_name LIKE 'resync\\_%'",
-			"no slot beyond $keep");
+		$self->nothing_here($keep);
 		my @left;
 		ok($self->poll(sub { @left = $self->tables(qr/_resync(_[0-9a-f]{8})?$|_RESYNC_(NEW|CHECK)/); !@left }), 'no table under construction')
 		  or diag("@left");
@@ -288,26 +199,10 @@ sub no_leftovers
 		{
 			@left = ();
 			ok($self->poll(sub { @left = $self->tables(qr/_RESYNC_STAGE/); !@left }), 'no staging table') or diag("@left");
-			$self->until_true(
-				"SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type LIKE 'resync%' AND backend_type NOT LIKE '%launcher%'",
-				'no worker');
 			ok($self->poll(sub { $self->admin('running') == 0 }), 'no statement runs');
 			ok($self->poll(sub { $self->admin('sessions') == 0 }), 'no session') if $o{sessions};
 		}
 	};
-	return;
-}
-
-sub DESTROY
-{
-	my ($self) = @_;
-	local $?;
-	$self->SUPER::DESTROY;
-	if ($self->{engine})
-	{
-		kill 'TERM', $self->{engine};
-		waitpid($self->{engine}, 0);
-	}
 	return;
 }
 

@@ -41,7 +41,7 @@ my @statements = (
 	'^INSERT INTO .*_peerdb_resync_partitions', '^INSERT INTO .* SELECT .* FROM ', '^EXCHANGE', '^(CREATE|DROP|ALTER)',
 	'^TRUNCATE', '^SELECT', '^KILL', '');
 
-sub engine_up { $t->start_ch unless $t->_alive; return; }
+sub engine_up { $t->start_ch unless $t->alive; return; }
 
 my %trouble = (
 	restart_engine => sub {
