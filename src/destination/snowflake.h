@@ -39,6 +39,7 @@
 #define SF_ROLE_OLD "old"		  /* a live table that is about to be swapped out, or was */
 #define SF_ROLE_FOREIGN "foreign" /* ... that was not ours, and may be replaced */
 #define SF_ROLE_STAGE "stage"
+#define SF_ROLE_NEW "new" /* being made; by its name, not yet marked */
 
 /* The mirror's own columns, at most. */
 #define SF_MAX_EXTRAS 2

@@ -219,14 +219,17 @@ char *
 resync_sf_where(SfDestination *dest, const ResyncTable *table)
 {
 	SfTable *found = resync_sf_find_table(dest, table, true);
+	SfFence	 fence;
 
 	if (resync_sf_is_role(dest, found, SF_ROLE_BUILD))
 		return resync_sf_table(dest, table, true);
 	found = resync_sf_find_table(dest, table, false);
-	if (!resync_sf_is_role(dest, found, SF_ROLE_LIVE) &&
-		!resync_sf_is_role(dest, found, SF_ROLE_BUILD))
-		resync_destination_raise_not_made(resync_sf_table(dest, table, false));
-	return resync_sf_table(dest, table, false);
+	if (resync_sf_is_role(dest, found, SF_ROLE_LIVE) ||
+		resync_sf_is_role(dest, found, SF_ROLE_BUILD))
+		return resync_sf_table(dest, table, false);
+	/* another run has replaced it?  That is no fault of the table's */
+	resync_sf_fence(dest, &fence);
+	resync_destination_raise_not_made(resync_sf_table(dest, table, false));
 }
 
 /* Is it one that was being made for a token?  Then *run is its run. */
@@ -275,7 +278,7 @@ resync_sf_marked_tables(SfDestination *dest, const char *token)
 			if (is_new(table->name, token, &table->run))
 			{
 				table->token = pstrdup(token);
-				table->role = SF_ROLE_STAGE;
+				table->role = SF_ROLE_NEW;
 				table->at_live = false;
 			}
 			if (table->token != NULL && strcmp(table->token, token) == 0)
