@@ -99,8 +99,8 @@ class Client {
     return answer.text.startsWith('{') ? JSON.parse(answer.text) : answer.text;
   }
 
-  put(stage) {
-    return this.query(`PUT 'file:///tmp/x' @${stage} AUTO_COMPRESS=FALSE SOURCE_COMPRESSION=GZIP OVERWRITE=TRUE PARALLEL=1`).then((answer) => {
+  put(stage, name = 'x') {
+    return this.query(`PUT 'file:///tmp/${name}' @${stage} AUTO_COMPRESS=FALSE SOURCE_COMPRESSION=GZIP OVERWRITE=TRUE PARALLEL=1`).then((answer) => {
       assert.ok(answer.success, answer.message);
       return answer.data.stageInfo;
     });
@@ -444,12 +444,132 @@ async function pingPong() {
   }
 }
 
+// ---------------------------------------------------------------- stages at other stores
+
+// An upload by the documents of Azure ("Put Blob" with a SAS) and of Google ("PUT
+// Object" of the XML API); changes spoil it, undefined leaves a header out.
+function put(info, name, body, { url, headers: more = {} } = {}) {
+  const { creds, presignedUrl, endPoint, location } = info;
+  const whole = new URL(presignedUrl ?? `${endPoint}/${location}${name}`);
+  const digest = sha256(body, 'base64');
+  let headers = { 'x-goog-meta-sfc-digest': digest, authorization: `Bearer ${creds.GCS_ACCESS_TOKEN}` };
+  if (presignedUrl) headers = {};
+  if (creds.AZURE_SAS_TOKEN) {
+    headers = { 'x-ms-blob-type': 'BlockBlob', 'x-ms-meta-sfcdigest': digest };
+    whole.search = creds.AZURE_SAS_TOKEN;
+  }
+  const all = Object.entries({ 'content-length': body.length, ...headers, ...more }).filter(([, value]) => value !== undefined);
+  return request(Number(whole.port), 'PUT', url ? url(whole.pathname, whole.search) : whole.pathname + whole.search, { body, headers: Object.fromEntries(all) });
+}
+
+// [what, changes, status, code, words]: what each has to refuse (words: by azurite).
+const refusals = {
+  AZURE: (info) => [
+    ['no SAS', { url: (path) => path }, 403, 'AuthenticationFailed'],
+    ...['sig', 'se', 'sp', 'sr', 'sv'].map((name) => [`no ${name}`, { url: (path, query) => path + query.replace(new RegExp(`([?&])${name}=[^&]*`), '$1x=y') }, 403, 'AuthenticationFailed']),
+    ['another time', { url: (path, query) => path + query.replace(/se=\d+/, 'se=2099') }, 403, 'AuthenticationFailed', /azurite: /],
+    ['another signature', { url: (path, query) => path + query.replace(/sig=.../, 'sig=AAA') }, 403, 'AuthenticationFailed', /azurite: /],
+    ['a signature that is not escaped', { url: (path, query) => path + query.replace(/sig=[^&]*/, (text) => decodeURIComponent(text).replace(/=$/, '+')) }, 403, 'AuthenticationFailed', /azurite: /],
+    ['a SAS and a token', { headers: { authorization: 'Bearer x' } }, 400, 'InvalidAuthenticationInfo'],
+    ['no type', { headers: { 'x-ms-blob-type': undefined } }, 400, 'MissingRequiredHeader'],
+    ['another type', { headers: { 'x-ms-blob-type': 'PageBlob' } }, 400, 'MissingRequiredHeader'],
+    ['no digest', { headers: { 'x-ms-meta-sfcdigest': undefined } }, 400, 'InvalidRequest'],
+    ['another digest', { headers: { 'x-ms-meta-sfcdigest': 'x' } }, 400, 'BadDigest'],
+    ['another place', { url: (path, query) => path.replace(/stages/, 'other') + query }, 403, 'AccessDenied'],
+    ['another container', { url: (path, query) => path.replace(/sfc-fake/, 'sfc-other') + query }, 403, 'AuthenticationFailed', /azurite: /]],
+  GCS: (info) => [
+    ['no token', { headers: { authorization: undefined } }, 401, 'AuthenticationRequired'],
+    ['another token', { headers: { authorization: 'Bearer ya29.x' } }, 401, 'AuthenticationRequired'],
+    ['another scheme', { headers: { authorization: `Basic ${info.creds.GCS_ACCESS_TOKEN}` } }, 401, 'AuthenticationRequired'],
+    ['a query', { url: (path) => `${path}?a=b` }, 400, 'InvalidArgument'],
+    ['no digest', { headers: { 'x-goog-meta-sfc-digest': undefined } }, 400, 'InvalidRequest'],
+    ['another digest', { headers: { 'x-goog-meta-sfc-digest': 'x' } }, 400, 'BadDigest'],
+    ['another place', { url: (path) => path.replace(/stages/, 'other') }, 403, 'AccessDenied']],
+  PRESIGNED: (info) => [
+    ['another file', { url: (path, query) => `${path}2${query}` }, 403, 'SignatureDoesNotMatch'],
+    ['no signature', { url: (path) => path }, 403, 'SignatureDoesNotMatch'],
+    ['escaped otherwise', { url: (path, query) => path + query.replace('%40', '@') }, 403, 'SignatureDoesNotMatch'],
+    ['a token, too', { headers: { authorization: 'Bearer x' } }, 400, 'InvalidArgument'],
+    ['a type', { headers: { 'content-type': 'text/csv' } }, 403, 'SignatureDoesNotMatch'],
+    ['another digest', { headers: { 'x-goog-meta-sfc-digest': 'x' } }, 400, 'BadDigest']],
+};
+const expired = { AZURE: [403, 'AuthenticationFailed'], GCS: [401, 'AuthenticationRequired'], PRESIGNED: [400, 'ExpiredToken'] };
+
+async function otherStore(kind) {
+  const { child, port } = await startService('--store', kind, '--cred-life', '60');
+  try {
+    const c = new Client(port);
+    await c.login();
+    await c.rows(`CREATE TEMPORARY STAGE ${T}."st" ENCRYPTION = (TYPE = 'SNOWFLAKE_SSE')`);
+    await c.rows(`CREATE TABLE ${T}."u" ("a" INTEGER)`);
+    const ask = (name, folder = '/p') => c.put(`${T}."st"${folder}`, name);
+    const body = zlib.gzipSync('1\n');
+    const good = kind === 'AZURE' ? 201 : 200;
+    const answers = async (info, name, changes, status, code, what, words = /^/) => {
+      const { status: got, text } = await put(info, name, body, changes);
+      assert.deepStrictEqual([got, /<Code>(\w+)<\/Code>/.exec(text)?.[1]], [status, code], `${what}: ${text}`);
+      assert.match(text, words, what);
+    };
+    const info = await ask('x.gz');
+    assert.strictEqual(info.locationType, kind === 'AZURE' ? 'AZURE' : 'GCS');
+    assert.match(info.location, /^[\w-]+\/stages\/[\w-]+\/p\/$/);
+    for (const [what, changes, status, code, words] of refusals[kind](info)) await answers(info, 'x.gz', changes, status, code, what, words);
+    assert.deepStrictEqual(await c.rows(`LIST @${T}."st"`), [], 'nothing of that is there');
+    await answers(info, 'x.gz', {}, good, undefined, 'what is right');
+    await answers(info, 'x.gz', {}, good, undefined, 'the same again');
+    if (kind === 'PRESIGNED') {
+      assert.strictEqual(info.presignedUrl.split('?')[0], `${info.endPoint}/${info.location}x.gz`);
+      await answers(info, 'x.gz', { headers: { 'x-goog-meta-sfc-digest': sha256(body, 'base64') } }, good, undefined, 'with the digest');
+      // folders of the local file are none there
+      assert.match((await ask('deep/er/y.gz')).presignedUrl, /\/p\/y\.gz\?/);
+      await answers(await ask('y.gz', ''), 'y.gz', {}, good, undefined, 'another file');
+    } else await answers(info, 'deep/y.gz', {}, good, undefined, 'another file, in a folder');
+    if (kind === 'AZURE') {
+      const again = await ask('x.gz');
+      assert.notStrictEqual(again.creds.AZURE_SAS_TOKEN[0] === '?', info.creds.AZURE_SAS_TOKEN[0] === '?');
+      await answers(again, 'x.gz', {}, good, undefined, 'with and without a question mark');
+    }
+    assert.deepStrictEqual((await c.rows(`LIST @${T}."st"`)).map((row) => row[0]), kind === 'PRESIGNED' ? ['st/p/x.gz', 'st/y.gz'] : ['st/p/deep/y.gz', 'st/p/x.gz']);
+    assert.strictEqual((await c.rows(`COPY INTO ${T}."u" FROM (SELECT $1 FROM @${T}."st"/p) FILES = ('x.gz') ${FORMAT}`))[0][1], 'LOADED');
+    assert.deepStrictEqual(await c.rows(`SELECT * FROM ${T}."u"`), [['1']]);
+    await c.admin('fault', { action: 'fail', match: '^PUT /sfc.*x.gz$', status: 503 });
+    await answers(info, 'x.gz', {}, 503, kind === 'AZURE' ? 'ServerBusy' : 'SlowDown', 'busy');
+    await c.admin('fault', { action: 'cut', match: '^PUT ' });
+    await assert.rejects(put(info, 'x.gz', body));
+    await c.admin('expire_creds');
+    await answers(info, 'x.gz', {}, ...expired[kind], 'when it has ended');
+    await answers(await ask('x.gz'), 'x.gz', {}, good, undefined, 'a new right');
+    await c.admin('set', { give_creds: false });
+    assert.deepStrictEqual([(await ask('x.gz')).creds, (await ask('x.gz')).presignedUrl], [{}, null]);
+  } finally {
+    child.removeAllListeners('exit');
+    child.kill();
+  }
+}
+
+// By the time itself, which azurite looks at, too.
+async function shortLife() {
+  const { child, port } = await startService('--store', 'AZURE', '--cred-life', '1');
+  try {
+    const c = new Client(port);
+    await c.login();
+    await c.rows(`CREATE TEMPORARY STAGE ${T}."st" ENCRYPTION = (TYPE = 'SNOWFLAKE_SSE')`);
+    const info = await c.put(`${T}."st"`);
+    await new Promise((resolve) => setTimeout(resolve, 1100));
+    assert.strictEqual((await put(info, 'x', Buffer.from('x'))).status, 403);
+  } finally {
+    child.removeAllListeners('exit');
+    child.kill();
+  }
+}
+
 async function main() {
   makeKey();
   const { child, port } = await startService();
   const client = new Client(port);
   let failed = 0;
-  const all = [...Object.entries(tests), ['ping_pong', pingPong]];
+  const all = [...Object.entries(tests), ['ping_pong', pingPong],
+    ...['AZURE', 'GCS', 'PRESIGNED'].map((kind) => [`store_${kind.toLowerCase()}`, () => otherStore(kind)]), ['store_azure_time', shortLife]];
   for (const [n, [name, test]] of all.entries()) {
     try {
       await test(client);

@@ -1,11 +1,14 @@
 #!/usr/bin/env node
 // Snowflake's service for tests, on 127.0.0.1 only: the protocol of its drivers
-// (not the SQL API), the statements that our client sends, stages on S3.
+// (not the SQL API), the statements that our client sends, stages in an object store.
 //
 //   NODE_PATH=<dir>/node_modules node service.js --key public.pem --account ACC
 //     --user USER --database DB --warehouse WH --role ROLE --log FILE
 //     [--token-life S=3600] [--ping-pong MS=0] [--cred-life S=3600]
-//     [--schemas A,B=PUBLIC] [--page ROWS=10000]
+//     [--schemas A,B=PUBLIC] [--page ROWS=10000] [--store S3|AZURE|GCS|PRESIGNED=S3]
+//
+// --store: the store that stages are at (places.js); PRESIGNED is Google's by an URL
+// for each file instead of a token.
 //
 // It prints "port N" when it is ready, and ends with its parent.  It is strict:
 // a statement, a clause or an option that is not known is a syntax error.
@@ -26,7 +29,7 @@
 // Also GET /admin/hits?id=, clear, release, held, running, sessions, expire,
 // expire_master, expire_creds, down, up, objects; POST /admin/sql {sql, role},
 // /admin/set {warehouse_exists, can_create_table, can_create_schema, owner_of,
-// resume_privilege, deny, roles}, /admin/put?path=bucket/key (a file for a stage).
+// resume_privilege, give_creds, deny, roles}, /admin/put?path=bucket/key (a file for a stage).
 'use strict';
 
 const crypto = require('crypto');
@@ -41,6 +44,7 @@ const { Duck } = require('./duck');
 const { Catalog } = require('./catalog');
 const { Statements } = require('./statements');
 const { Stages } = require('./stages');
+const { KINDS } = require('./places');
 const { Store, Proxy, readAll, drop } = require('./stage');
 const { Faults, sleep } = require('./faults');
 const { Sessions, Session, Refused } = require('./sessions');
@@ -60,7 +64,7 @@ class Service extends Faults {
     this.transaction = null;
     this.queue = Promise.resolve();
     this.roles = new Set([options.role, 'ACCOUNTADMIN', 'PUBLIC']);
-    this.settings = { warehouse_exists: true, can_create_table: true, can_create_schema: true, resume_privilege: true, deny: {} };
+    this.settings = { warehouse_exists: true, can_create_table: true, can_create_schema: true, resume_privilege: true, give_creds: true, deny: {} };
     this.running = 0;
   }
 
@@ -404,7 +408,7 @@ class Service extends Faults {
       case 'sessions': return this.sessions.all.size;
       case 'expire': return this.sessions.expire(this.sessions.tokens);
       case 'expire_master': return this.sessions.expire(this.sessions.masters);
-      case 'expire_creds': return this.proxy.expireAll();
+      case 'expire_creds': return this.proxy.place.expireAll();
       case 'down': return this.setDown(true, own);
       case 'up': return this.setDown(false);
       case 'set': return this.set(body);
@@ -487,8 +491,10 @@ function readOptions() {
   const { values } = parseArgs({ options: {
     key: { type: 'string' }, account: { type: 'string' }, user: { type: 'string' }, database: { type: 'string' }, warehouse: { type: 'string' },
     role: { type: 'string' }, log: { type: 'string' }, 'token-life': { type: 'string', default: '3600' }, 'ping-pong': { type: 'string', default: '0' },
-    'cred-life': { type: 'string', default: '3600' }, schemas: { type: 'string', default: 'PUBLIC' }, page: { type: 'string', default: '10000' } } });
+    'cred-life': { type: 'string', default: '3600' }, schemas: { type: 'string', default: 'PUBLIC' }, page: { type: 'string', default: '10000' },
+    store: { type: 'string', default: 'S3' } } });
   for (const name of ['key', 'account', 'user', 'database', 'warehouse', 'role', 'log']) if (!values[name]) throw new Error(`--${name} is wanted`);
+  if (!(values.store in KINDS)) throw new Error(`no store ${values.store}`);
   return { ...values, tokenLife: Number(values['token-life']), pingPong: Number(values['ping-pong']), credLife: Number(values['cred-life']),
     page: Number(values.page), schemas: values.schemas.split(',') };
 }

@@ -242,7 +242,7 @@ class Statements {
   // ------------------------------------------------------------ stages
 
   put(match, session) {
-    const { stages, proxy, options } = this.service;
+    const { stages, proxy, options, settings: steering } = this.service;
     const source = match[1] === undefined ? match[2] : lex(`'${match[1]}'`)[0].v;
     if (!/^file:\/\/./.test(source)) throw compilation('001003', `syntax error: not a file '${source}'`);
     const given = match[3] ?? match[4];
@@ -253,18 +253,14 @@ class Statements {
     const stage = stages.get(session, parts);
     if (stage.url) throw compilation('001003', 'PUT to an external stage');
     const location = `${stage.bucket}/${stage.prefix}${path}${path && !path.endsWith('/') ? '/' : ''}`;
-    const { REGION } = require('./stage');
     return {
       rowtype: [], rows: [], typeId: 24576,
       put: {
         uploadInfo: null, src_locations: [source.replace('file://', '')], parallel: settings.PARALLEL, threshold: 209715200, autoCompress: settings.AUTO_COMPRESS,
         overwrite: settings.OVERWRITE, sourceCompression: settings.SOURCE_COMPRESSION, clientShowEncryptionParameter: true, command: 'UPLOAD', kind: null, operation: 'Node',
         encryptionMaterial: stage.encrypted ? { queryStageMasterKey: Buffer.alloc(16, 7).toString('base64'), queryId: 'fake', smkId: 1 } : null,
-        stageInfo: {
-          locationType: 'S3', location, path: location.slice(location.indexOf('/') + 1), region: REGION, storageAccount: null, isClientSideEncrypted: stage.encrypted,
-          creds: proxy.grant(location, options.credLife), presignedUrl: null, endPoint: `http://127.0.0.1:${proxy.port}`, useS3RegionalUrl: false,
-          useRegionalUrl: false, useVirtualUrl: false,
-        },
+        stageInfo: { ...proxy.place.info(location, options.credLife, source.split('/').pop()), isClientSideEncrypted: stage.encrypted,
+          ...(steering.give_creds ? {} : { creds: {}, presignedUrl: null }) },
       },
     };
   }
