@@ -29,7 +29,8 @@
 // Also GET /admin/hits?id=, clear, release, held, running, sessions, expire,
 // expire_master, expire_creds, down, up, objects; POST /admin/sql {sql, role},
 // /admin/set {warehouse_exists, can_create_table, can_create_schema, owner_of,
-// resume_privilege, give_creds, deny, roles}, /admin/put?path=bucket/key (a file for a stage).
+// resume_privilege, give_creds, deny, roles}, /admin/put?path=bucket/key (a file for a stage),
+// /admin/own_key?location=bucket/prefix (a key for a stage of the user's own).
 'use strict';
 
 const crypto = require('crypto');
@@ -414,6 +415,7 @@ class Service extends Faults {
       case 'set': return this.set(body);
       case 'sql': return this.adminSql(body);
       case 'objects': return { objects: [...this.catalog.objects.values()].map((o) => ({ ...o, loads: o.loads?.size })) };
+      case 'own_key': return this.proxy.place.ownKey(query.get('location'));
       case 'put': return this.store.put(...splitKey(query.get('path')), raw).then((answer) => answer.status);
       default: return undefined;
     }
