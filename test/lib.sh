@@ -40,6 +40,7 @@ find_engine() {
 find_chdb() { find_engine RESYNC_CHDB "$1/test/chdb/install.sh"; }
 find_bqemulator() { find_engine RESYNC_BQEMULATOR "$1/test/bigquery/install.sh"; }
 find_snowflake() { find_engine RESYNC_SNOWFLAKE "$1/test/snowflake/install.sh"; }
+find_fakesnow() { find_engine RESYNC_FAKESNOW "$1/test/snowflake/install_fakesnow.sh"; }
 find_zetasql() { find_engine RESYNC_ZETASQL "$1/test/bigquery/install_zetasql.sh"; }
 
 # make_server PREFIX: a private server; its pg_config is

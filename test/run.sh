@@ -34,6 +34,7 @@ if [ -z "${RESYNC_TEST_DIR:-}" ]; then
 	case ${TESTS:-clickhouse} in *clickhouse*) find_chdb "$repo" ;; esac
 	case ${TESTS:-bigquery} in *bigquery*) find_bqemulator "$repo" ;; esac
 	case ${TESTS:-snowflake} in *snowflake*) find_snowflake "$repo" ;; esac
+	case ${TESTS:-snowflake_fakesnow} in *snowflake_fakesnow*) find_fakesnow "$repo" ;; esac
 	case ${TESTS:-bigquery_sql} in *bigquery_sql*) find_zetasql "$repo" ;; esac
 
 	work=$(mktemp -d /tmp/resync-test.XXXXXX)
@@ -72,6 +73,7 @@ if [ -z "${RESYNC_TEST_DIR:-}" ]; then
 		RESYNC_ZETASQL="${RESYNC_ZETASQL:-}" RESYNC_ZETASQL_MISSING="${RESYNC_ZETASQL_MISSING:-}" \
 		RESYNC_BQEMULATOR_MISSING="${RESYNC_BQEMULATOR_MISSING:-}" \
 		RESYNC_SNOWFLAKE="${RESYNC_SNOWFLAKE:-}" RESYNC_SNOWFLAKE_MISSING="${RESYNC_SNOWFLAKE_MISSING:-}" \
+		RESYNC_FAKESNOW="${RESYNC_FAKESNOW:-}" RESYNC_FAKESNOW_MISSING="${RESYNC_FAKESNOW_MISSING:-}" \
 		bash "$work/src/test/run.sh" </dev/null &
 	child=$!
 	wait $child

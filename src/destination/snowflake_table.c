@@ -639,11 +639,9 @@ resync_sf_build_key(Destination *head, const ResyncTable *table)
 						   twice, columns, columns, name, keys.data, keys.data, keys.data));
 		(void) resync_sf_transaction(
 			dest,
-			psprintf("  DELETE FROM %s AS _resync_t USING %s AS _resync_d WHERE %s;\n"
+			psprintf("  DELETE FROM %s WHERE (%s) IN (SELECT %s FROM %s);\n"
 					 "  INSERT INTO %s (%s) SELECT %s FROM %s;\n",
-					 name, twice,
-					 resync_merge_same_key(&resync_sf_dialect, table, "_resync_t", "_resync_d"),
-					 name, columns, columns, twice),
+					 name, keys.data, keys.data, twice, name, columns, columns, twice),
 			psprintf("UPDATE %s SET changed_at = SYSDATE() WHERE %s",
 					 resync_sf_own(dest, SF_RUNS_TABLE), resync_sf_fence_condition(dest)),
 			NULL, NULL);

@@ -223,10 +223,11 @@ resync_sf_convert(const SfType *type, const char *text)
 		case SF_VARIANT:
 			/* json may have a key twice: the last one counts, as for jsonb */
 			return psprintf("PARSE_JSON(%s, 'd')", text);
+		/* TRUE: a shape that is not valid is kept, too; PeerDB has it so in COPY */
 		case SF_GEOGRAPHY:
 			return psprintf("TO_GEOGRAPHY(%s, TRUE)", text);
 		case SF_GEOMETRY:
-			return psprintf("TO_GEOMETRY(%s)", text);
+			return psprintf("TO_GEOMETRY(%s, TRUE)", text);
 		case SF_VARCHAR:
 			break;
 	}

@@ -287,6 +287,12 @@ const unary = (kind, convert) => (args, plan, reader) => {
   return mapped(textOf(args[0], kind), kind, convert);
 };
 
+// TRUE: whether the shape is valid does not matter, which is not looked at here.
+const shape = (kind) => (args, plan, reader) => {
+  if (args.length > 2 || (args.length === 2 && args[1].kind !== 'BOOLEAN')) reader.fail(`TO_${kind}`);
+  return unary(kind, values.geo)(args.slice(0, 1), plan, reader);
+};
+
 function numberCall(args, plan, reader) {
   const [precision, scale] = [formatOf(args, 1, reader, '38'), formatOf(args, 2, reader, '0')].map(Number);
   if (args.length < 1 || args.length > 3 || !(precision <= 38)) reader.fail('TO_NUMBER');
@@ -313,12 +319,8 @@ const CALLS = {
     return unary('VARIANT', (text) => values.json(text, mode))(args.slice(0, 1), plan, reader);
   },
   TO_VARIANT: (args, plan, reader) => castNode(args[0], { kind: 'VARIANT' }, plan, reader),
-  // TRUE: whether the shape is valid does not matter, which is not looked at here
-  TO_GEOGRAPHY: (args, plan, reader) => {
-    if (args.length > 2 || (args.length === 2 && args[1].kind !== 'BOOLEAN')) reader.fail('TO_GEOGRAPHY');
-    return unary('GEOGRAPHY', values.geo)(args.slice(0, 1), plan, reader);
-  },
-  TO_GEOMETRY: unary('GEOMETRY', values.geo),
+  TO_GEOGRAPHY: shape('GEOGRAPHY'),
+  TO_GEOMETRY: shape('GEOMETRY'),
   TO_NUMBER: numberCall,
   TO_DECIMAL: numberCall,
   TO_NUMERIC: numberCall,
