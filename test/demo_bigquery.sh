@@ -48,12 +48,7 @@ account=mirror@demo.iam.gserviceaccount.com
 "$RESYNC_BQEMULATOR/bin/python" "$work/src/test/bigquery/front.py" --key "$work/public.pem" --email "$account" \
 	--project demo --dataset shop --log "$work/requests" >"$work/port" 2>"$work/front.err" &
 background+=("$!")
-for ((i = 0; i < 1200; i++)); do
-	[ ! -s "$work/port" ] || break
-	sleep 0.1
-done
-port=$(awk '{ print $2 }' "$work/port")
-[ -n "$port" ] || die "the BigQuery service does not start: $(cat "$work/front.err")"
+wait_for_port "the BigQuery service" "$work/front.err"
 "$RESYNC_BQEMULATOR/bin/python" - "$work/key.pem" "$account" "$port" >"$work/account.json" <<'PY'
 import json, sys
 key, account, port = sys.argv[1:]
@@ -83,15 +78,6 @@ for row in json.load(urllib.request.urlopen(request)).get("rows", []):
 PY
 }
 
-step "source: $ROWS orders"
-src <<SQL
-CREATE TABLE orders (id int PRIMARY KEY, tenant int NOT NULL, placed date NOT NULL, amount int, note text);
-INSERT INTO orders SELECT i, i % 100, '2025-01-01'::date + i % 365, i % 1000, CASE WHEN i % 4 > 0 THEN 'order ' || i END
-	FROM generate_series(1, $ROWS) i;
-VACUUM ANALYZE;
-SQL
-
-step "the mirror"
 mirror_sql=$(cat <<SQL
 CREATE EXTENSION resync;
 CREATE SERVER bq FOREIGN DATA WRAPPER peerdb_bigquery OPTIONS (project 'demo', dataset 'shop', url 'http://127.0.0.1:$port');
@@ -99,52 +85,4 @@ CREATE USER MAPPING FOR CURRENT_USER SERVER bq OPTIONS (service_account_file '$w
 SELECT peerdb_create_mirror('m', 'bq', '[{"from": "public.orders", "partition_by": "placed MONTH"}]', '{"sync_interval": 1}');
 SQL
 )
-while read -r line; do sql_line "$line"; done <<<"$mirror_sql"
-run=$(src <<<"$mirror_sql" | tail -n 1)
-watch_run "$run"
-say "$(bq 'SELECT COUNT(*) FROM shop.orders') rows at BigQuery"
-
-step "changes; then a column changes its type while orders are written"
-src -c "DELETE FROM orders WHERE id % 100 = 50; UPDATE orders SET note = 'changed' WHERE id % 10 = 1" -c "SELECT peerdb_wait_for_lsn('m')" >/dev/null
-say "$(bq 'SELECT COUNT(*) FROM shop.orders WHERE _peerdb_is_deleted') rows are kept there as deleted"
-cat >"$work/write.sql" <<'SQL'
-\set id random(1, 15000)
-UPDATE orders SET amount = amount + 1 WHERE id = :id;
-INSERT INTO orders SELECT max(id) + 1, 1, now(), 1, 'new' FROM orders;
-SQL
-"$bin/pgbench" -n -c 1 -R 20 -T 600 -f "$work/write.sql" -h "$work/source.sock" -U postgres postgres >"$work/writer.log" 2>&1 &
-writer=$!
-background+=("$writer")
-sql_line "ALTER TABLE orders ALTER amount TYPE bigint, ADD COLUMN channel text DEFAULT 'shop';"
-sql_line "SELECT peerdb_resync('m');"
-src -c "ALTER TABLE orders ALTER amount TYPE bigint, ADD COLUMN channel text DEFAULT 'shop'" >/dev/null
-watch_run "$(src -c "SELECT peerdb_resync('m')")"
-
-step "both sides, row by row"
-kill "$writer" 2>/dev/null || true
-wait "$writer" 2>/dev/null || true
-src -c "SELECT peerdb_wait_for_lsn('m')" >/dev/null
-src -c 'COPY (SELECT id, tenant, placed, amount, note, channel FROM orders ORDER BY id) TO STDOUT' >"$work/here"
-bq 'SELECT id, tenant, placed, amount, note, channel FROM shop.orders WHERE NOT _peerdb_is_deleted ORDER BY id' >"$work/there"
-if ! cmp -s "$work/here" "$work/there"; then
-	diff "$work/here" "$work/there" | head -n 10 >&2 || true
-	die "orders differs"
-fi
-total=$(wc -l <"$work/here")
-[ "$total" -gt 0 ] || die "nothing was compared"
-deleted=$(bq 'SELECT COUNT(*) FROM shop.orders WHERE _peerdb_is_deleted')
-[ "$deleted" -eq $((ROWS / 100)) ] || die "$deleted rows are kept as deleted"
-say "$(printf '%-18s %9d rows  %sequal%s' orders "$total" "$green" "$plain")"
-
-step "dropping the mirror, stopping both servers"
-src -c "SELECT peerdb_drop_mirror('m')" >/dev/null
-for ((i = 0; i < 300; i++)); do
-	left=$(src -c "SELECT (SELECT count(*) FROM peerdb.mirrors) + (SELECT count(*) FROM pg_replication_slots)")
-	[ "$left" -ne 0 ] || break
-	sleep 0.1
-done
-[ "$left" -eq 0 ] || die "something of the mirror is left at the source"
-"$bin/pg_ctl" -D "$work/source" -m fast -w stop >/dev/null
-
-step "shown in $((SECONDS - started)) s"
-say "$total rows are equal on both sides after a resync under writes; $deleted deleted rows were kept."
+orders_demo bq shop.orders BigQuery

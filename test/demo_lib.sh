@@ -1,4 +1,4 @@
-# demo_lib.sh: what demo.sh and demo_clickhouse.sh share.  Sourced, not run;
+# demo_lib.sh: what the demos share.  Sourced, not run;
 # $work is the demo's directory.
 
 tty=false
@@ -95,4 +95,83 @@ watch_run() {
 		sleep 0.15
 	done
 	! $tty || printf '\r\e[K'
+}
+
+# wait_for_port WHAT ERRORS: port, which the service has written to $work/port.
+wait_for_port() {
+	for ((i = 0; i < 1200; i++)); do
+		[ ! -s "$work/port" ] || break
+		sleep 0.1
+	done
+	port=$(awk '{ print $2 }' "$work/port")
+	[ -n "$port" ] || die "$1 does not start: $(cat "$2")"
+}
+
+# orders_demo QUERY TABLE WHERE: a mirror of ROWS orders made by $mirror_sql, changes,
+# a column that changes its type, a resync under writes, the proof.  QUERY: command
+# that asks the destination; TABLE: the mirrored one there.  before_resync and
+# after_resync may be functions.
+orders_demo() {
+	local ask=$1 table=$2 where=$3 run writer total deleted left
+
+	step "source: $ROWS orders"
+	src <<SQL
+CREATE TABLE orders (id int PRIMARY KEY, tenant int NOT NULL, placed date NOT NULL, amount int, note text);
+INSERT INTO orders SELECT i, i % 100, '2025-01-01'::date + i % 365, i % 1000, CASE WHEN i % 4 > 0 THEN 'order ' || i END
+	FROM generate_series(1, $ROWS) i;
+VACUUM ANALYZE;
+SQL
+
+	step "the mirror"
+	while read -r line; do sql_line "$line"; done <<<"$mirror_sql"
+	run=$(src <<<"$mirror_sql" | tail -n 1)
+	watch_run "$run"
+	say "$("$ask" "SELECT COUNT(*) FROM $table") rows at $where"
+
+	step "changes; then a column changes its type while orders are written"
+	src -c "DELETE FROM orders WHERE id % 100 = 50; UPDATE orders SET note = 'changed' WHERE id % 10 = 1" -c "SELECT peerdb_wait_for_lsn('m')" >/dev/null
+	say "$("$ask" "SELECT COUNT(*) FROM $table WHERE _peerdb_is_deleted") rows are kept there as deleted"
+	! declare -F before_resync >/dev/null || before_resync
+	cat >"$work/write.sql" <<'SQL'
+\set id random(1, 15000)
+UPDATE orders SET amount = amount + 1 WHERE id = :id;
+INSERT INTO orders SELECT max(id) + 1, 1, now(), 1, 'new' FROM orders;
+SQL
+	"$bin/pgbench" -n -c 1 -R 20 -T 600 -f "$work/write.sql" -h "$work/source.sock" -U postgres postgres >"$work/writer.log" 2>&1 &
+	writer=$!
+	background+=("$writer")
+	sql_line "ALTER TABLE orders ALTER amount TYPE bigint, ADD COLUMN channel text DEFAULT 'shop';"
+	sql_line "SELECT peerdb_resync('m');"
+	src -c "ALTER TABLE orders ALTER amount TYPE bigint, ADD COLUMN channel text DEFAULT 'shop'" >/dev/null
+	watch_run "$(src -c "SELECT peerdb_resync('m')")"
+
+	step "both sides, row by row"
+	kill "$writer" 2>/dev/null || true
+	wait "$writer" 2>/dev/null || true
+	src -c "SELECT peerdb_wait_for_lsn('m')" >/dev/null
+	src -c 'COPY (SELECT id, tenant, placed, amount, note, channel FROM orders ORDER BY id) TO STDOUT' >"$work/here"
+	"$ask" "SELECT id, tenant, placed, amount, note, channel FROM $table WHERE NOT _peerdb_is_deleted ORDER BY id" >"$work/there"
+	if ! cmp -s "$work/here" "$work/there"; then
+		diff "$work/here" "$work/there" | head -n 10 >&2 || true
+		die "orders differs"
+	fi
+	total=$(wc -l <"$work/here")
+	[ "$total" -gt 0 ] || die "nothing was compared"
+	deleted=$("$ask" "SELECT COUNT(*) FROM $table WHERE _peerdb_is_deleted")
+	[ "$deleted" -eq $((ROWS / 100)) ] || die "$deleted rows are kept as deleted"
+	! declare -F after_resync >/dev/null || after_resync
+	say "$(printf '%-18s %9d rows  %sequal%s' orders "$total" "$green" "$plain")"
+
+	step "dropping the mirror, stopping both servers"
+	src -c "SELECT peerdb_drop_mirror('m')" >/dev/null
+	for ((i = 0; i < 300; i++)); do
+		left=$(src -c "SELECT (SELECT count(*) FROM peerdb.mirrors) + (SELECT count(*) FROM pg_replication_slots)")
+		[ "$left" -ne 0 ] || break
+		sleep 0.1
+	done
+	[ "$left" -eq 0 ] || die "something of the mirror is left at the source"
+	"$bin/pg_ctl" -D "$work/source" -m fast -w stop >/dev/null
+
+	step "shown in $((SECONDS - started)) s"
+	say "$total rows are equal on both sides after a resync under writes; $deleted deleted rows were kept."
 }
