@@ -17,6 +17,7 @@
 
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "net/encoding.h"
 #include "net/retry.h"
 #include "net/wait.h"
 #include "utils/builtins.h"
@@ -84,7 +85,7 @@ resync_bq_table(BqDestination *dest, const char *name)
 static char *
 escape(const char *text)
 {
-	return resync_http_escape(pg_server_to_any(text, strlen(text), PG_UTF8));
+	return resync_http_escape(resync_text_to_utf8(text));
 }
 
 /* Of one table, or (NULL) of all. */

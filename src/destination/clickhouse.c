@@ -93,7 +93,7 @@ make_header(const char *name, const char *value)
 	if (strpbrk(value, "\r\n") != NULL)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
 						errmsg("user or password of the ClickHouse server contains a line break")));
-	return psprintf("%s: %s", name, resync_ch_to_utf8(value));
+	return psprintf("%s: %s", name, resync_text_to_utf8(value));
 }
 
 /*

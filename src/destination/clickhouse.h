@@ -21,6 +21,7 @@
 
 #include "encode/clickhouse.h"
 #include "encode/native.h"
+#include "net/encoding.h"
 #include "net/http.h"
 
 #define CH_RUNS_TABLE "_peerdb_resync_runs"
@@ -134,8 +135,6 @@ resync_ch_upload_begin(ChDestination *dest, const char *sql, const char *what, c
 extern void	 resync_ch_upload_put(void *dest, const char *data, Size len);
 extern int64 resync_ch_upload_end(ChDestination *dest, int64 rows);
 
-extern char *resync_ch_to_utf8(const char *text); /* may return its argument */
-extern char *resync_ch_from_utf8(const char *text);
 extern int64 resync_ch_written_rows(const HttpResponse *response); /* -1: not told */
 extern char *resync_ch_ident(const char *name);
 extern char *resync_ch_literal(const char *text);

@@ -56,14 +56,14 @@ read_table(const ChResult *res, int row)
 {
 	ChTable *table = palloc0(sizeof(ChTable));
 
-	table->name = resync_ch_from_utf8(ch_value(res, row, 0));
+	table->name = resync_text_from_utf8(ch_value(res, row, 0));
 	table->engine = ch_value(res, row, 1);
 	table->definition = ch_value(res, row, 2);
 	if (ch_value(res, row, 3)[0] != '\0')
 		table->token = ch_value(res, row, 3);
 	table->run = strtoll(ch_value(res, row, 4), NULL, 10);
-	table->live = resync_ch_from_utf8(ch_value(res, row, 5));
-	table->build = resync_ch_from_utf8(ch_value(res, row, 6));
+	table->live = resync_text_from_utf8(ch_value(res, row, 5));
+	table->build = resync_text_from_utf8(ch_value(res, row, 6));
 	return table;
 }
 

@@ -40,48 +40,6 @@
  * Names and values
  * ------------------------------------------------------------------ */
 
-/*
- * ClickHouse's texts are UTF-8, ours are in the database's encoding.  Statements
- * are made in ours and converted as they are sent; what comes back is converted
- * where it is a name of ours.  Core looks the conversion up in a transaction.
- */
-static char *
-convert(const char *text, bool to_utf8)
-{
-	MemoryContext context = CurrentMemoryContext;
-	bool		  own_transaction = !IsTransactionState();
-	char		 *result;
-
-	if (GetDatabaseEncoding() == PG_UTF8 || GetDatabaseEncoding() == PG_SQL_ASCII ||
-		pg_is_ascii(text))
-		return unconstify(char *, text);
-	if (own_transaction)
-	{
-		StartTransactionCommand();
-		MemoryContextSwitchTo(context);
-	}
-	result = to_utf8 ? pg_server_to_any(text, strlen(text), PG_UTF8)
-					 : pg_any_to_server(text, strlen(text), PG_UTF8);
-	if (own_transaction)
-	{
-		CommitTransactionCommand();
-		MemoryContextSwitchTo(context);
-	}
-	return result;
-}
-
-char *
-resync_ch_to_utf8(const char *text)
-{
-	return convert(text, true);
-}
-
-char *
-resync_ch_from_utf8(const char *text)
-{
-	return convert(text, false);
-}
-
 static char *
 quote(const char *text, char with)
 {
@@ -363,7 +321,8 @@ make_url(ChDestination *dest, const ChStatement *statement, const char *query)
 		id = psprintf("resync-call-%d-%08x-" UINT64_FORMAT, MyProcPid, dest->nonce,
 					  ++dest->requests);
 	initStringInfo(&url);
-	appendStringInfo(&url, "/?database=%s", resync_http_escape(resync_ch_to_utf8(dest->database)));
+	appendStringInfo(&url, "/?database=%s",
+					 resync_http_escape(resync_text_to_utf8(dest->database)));
 	append_setting(&url, "query_id", id);
 	appendStringInfoString(&url, "&wait_end_of_query=1&async_insert=0&max_execution_time=0"
 								 "&input_format_null_as_default=0&default_format=TabSeparated"
@@ -389,7 +348,7 @@ resync_ch_send(ChDestination *dest, const ChStatement *statement, HttpResponse *
 	request.method = "POST";
 	request.url = make_url(dest, statement, NULL);
 	request.headers = dest->auth;
-	request.body = resync_ch_to_utf8(statement->sql);
+	request.body = resync_text_to_utf8(statement->sql);
 	request.body_len = strlen(request.body);
 	request.encoding = HTTP_IDENTITY;
 	request.timeout_ms = statement->timeout_ms;
@@ -519,7 +478,7 @@ resync_ch_upload_begin(ChDestination *dest, const char *sql, const char *what, c
 	if (strcmp(what, CH_WHAT_LOAD) == 0)
 		statement.settings = "&optimize_on_insert=0";
 	request.method = "POST";
-	request.url = make_url(dest, &statement, resync_ch_to_utf8(sql));
+	request.url = make_url(dest, &statement, resync_text_to_utf8(sql));
 	request.headers = dest->auth;
 	request.encoding = dest->encoding;
 	request.timeout_ms = CH_TIMEOUT_LONG;

@@ -63,7 +63,7 @@ read_old_table(ChDestination *dest, const ResyncTable *table, OldTable *old)
 
 		for (int i = 0; i < table->ncols; i++)
 		{
-			if (strcmp(resync_ch_to_utf8(table->cols[i].dest_name), name) != 0)
+			if (strcmp(resync_text_to_utf8(table->cols[i].dest_name), name) != 0)
 				continue;
 			old->types[i] = type;
 			mirrored = true;

@@ -153,6 +153,18 @@ read_options(SfDestination *dest, const ResyncPeer *peer)
 		dest->prefix[len - 1] = '\0';
 }
 
+/* The connection's memory goes. */
+static void
+forget_secrets(void *arg)
+{
+	SfDestination *dest = arg;
+
+	if (dest->token != NULL)
+		explicit_bzero(dest->token, strlen(dest->token));
+	if (dest->master != NULL)
+		explicit_bzero(dest->master, strlen(dest->master));
+}
+
 static Destination *
 sf_open(const ResyncPeer *peer, const ResyncRunId *id, const char *appname)
 {
@@ -168,6 +180,9 @@ sf_open(const ResyncPeer *peer, const ResyncRunId *id, const char *appname)
 	dest->call = AllocSetContextCreate(context, "resync destination call", ALLOCSET_DEFAULT_SIZES);
 	dest->store_context = AllocSetContextCreate(context, "resync object store",
 												ALLOCSET_SMALL_SIZES);
+	dest->callback.func = forget_secrets;
+	dest->callback.arg = dest;
+	MemoryContextRegisterResetCallback(context, &dest->callback);
 	PG_TRY();
 	{
 		read_options(dest, peer);
@@ -178,7 +193,6 @@ sf_open(const ResyncPeer *peer, const ResyncRunId *id, const char *appname)
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(old);
-		resync_sf_forget(dest);
 		MemoryContextDelete(context);
 		PG_RE_THROW();
 	}
@@ -306,18 +320,18 @@ resync_sf_read_fence(SfDestination *dest, int64 run, SfFence *fence)
 		uint32 high;
 		uint32 low;
 
-		if (strcmp(sf_value(res, i, 0), "1") != 0)
+		if (strcmp(resync_sf_need(res, i, 0), "1") != 0)
 			resync_destination_raise_copy(dest->head.id);
-		if (sscanf(sf_value(res, i, 2), "%X/%X", &high, &low) != 2)
+		if (sscanf(resync_sf_need(res, i, 2), "%X/%X", &high, &low) != 2)
 			ereport(ERROR,
 					(errcode(ERRCODE_PROTOCOL_VIOLATION),
 					 errmsg("unexpected row in table %s", resync_sf_own(dest, SF_RUNS_TABLE))));
 		fence->known = true;
-		fence->active = strcmp(sf_value(res, i, 1), "active") == 0;
+		fence->active = strcmp(resync_sf_need(res, i, 1), "active") == 0;
 		fence->applied = ((uint64) high << 32) | low;
-		fence->swapped = strcmp(sf_value(res, i, 3), "true") == 0;
-		fence->life = sf_value(res, i, 4);
-		fence->epoch = strtoll(sf_value(res, i, 5), NULL, 10);
+		fence->swapped = strcmp(resync_sf_need(res, i, 3), "true") == 0;
+		fence->life = resync_sf_need(res, i, 4);
+		fence->epoch = strtoll(resync_sf_need(res, i, 5), NULL, 10);
 	}
 	return true;
 }

@@ -69,6 +69,7 @@ typedef struct SfLoad
 	SfFiles			   files;
 	EncodedField	   extras[SF_MAX_EXTRAS];
 	int				   nextras;
+	int64			   rows;
 	int64			   sent_before;
 	int64			   final_bytes; /* sent, once it is not active any more */
 	MemoryContext	   context;		/* of the partition */
@@ -100,14 +101,15 @@ struct SfDestination
 	char *role;
 	char *schema; /* of our metadata */
 
-	char	   *token; /* secrets; NULL: not logged in */
-	char	   *master;
-	TimestampTz last_used;
-	int64		sequence;
-	uint32		nonce; /* of this connection, in names */
-	uint64		names; /* made so far */
-	char	   *life;  /* of the run, as the fence saw it last */
-	int64		epoch;
+	MemoryContextCallback callback; /* overwrites the secrets */
+	char				 *token;	/* secrets; NULL: not logged in */
+	char				 *master;
+	TimestampTz			  last_used;
+	int64				  sequence;
+	uint32				  nonce; /* of this connection, in names */
+	uint64				  names; /* made so far */
+	char				 *life;	 /* of the run, as the fence saw it last */
+	int64				  epoch;
 
 	/* the temporary stage, which goes with the session */
 	bool		  has_stage;
@@ -125,9 +127,6 @@ struct SfDestination
 
 /* Log in, and look what the service made of the options. */
 extern void resync_sf_login(SfDestination *dest);
-
-/* Overwrite the session's secrets. */
-extern void resync_sf_forget(SfDestination *dest);
 
 /* End the session, if there is one; never raises.  Secrets are overwritten. */
 extern void resync_sf_logout(SfDestination *dest);
@@ -152,7 +151,10 @@ typedef struct SfResult
 	char  *query_id;
 } SfResult;
 
-#define sf_value(res, row, col) ((res)->values[(row) * (res)->ncols + (col)])
+#define sf_value(res, row, col) ((res)->values[(Size) (row) * (res)->ncols + (col)])
+
+/* The same of an answer that has to have it. */
+extern char *resync_sf_need(const SfResult *res, int row, int col);
 
 /* The value of a column by its name; NULL if there is none ... */
 extern char *resync_sf_optional(const SfResult *res, int row, const char *name);

@@ -92,7 +92,7 @@ resync_sf_load_row(Destination *head, TupleTableSlot *slot)
 	if (resync_csv_add_tuple(load->files.csv, load->encoder, slot->tts_values, slot->tts_isnull,
 							 load->extras, load->nextras))
 		resync_sf_files_store(&load->files);
-	else if (resync_csv_rows(load->files.csv) % KEEP_ALIVE_ROWS == 0)
+	if (++load->rows % KEEP_ALIVE_ROWS == 0)
 		resync_sf_keep_alive(dest);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(load->row_context);
@@ -204,8 +204,8 @@ resync_sf_done_partitions(Destination *head)
 
 			MemoryContextSwitchTo(old);
 			done = palloc(sizeof(DonePartition));
-			last = done->partition = strtoll(sf_value(res, i, 0), NULL, 10);
-			done->rows = strtoll(sf_value(res, i, 1), NULL, 10);
+			last = done->partition = strtoll(resync_sf_need(res, i, 0), NULL, 10);
+			done->rows = strtoll(resync_sf_need(res, i, 1), NULL, 10);
 			result = lappend(result, done);
 			MemoryContextSwitchTo(dest->call);
 		}

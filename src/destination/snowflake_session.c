@@ -21,6 +21,7 @@
 
 #include "mb/pg_wchar.h"
 #include "net/jwt.h"
+#include "net/encoding.h"
 #include "net/retry.h"
 #include "net/wait.h"
 #include "utils/memutils.h"
@@ -44,6 +45,11 @@
 
 /* Seconds that a statement waits for a lock there. */
 #define LOCK_TIMEOUT "60"
+
+/* Between two questions after a statement that is still at work. */
+#define POLL_HELD_MS 1000 /* so long the service has held the answer back itself */
+#define POLL_FIRST_MS 20
+#define POLL_MAX_MS 2000
 
 #define MAX_DEPTH 64
 #define UUID_LEN_TEXT 36
@@ -117,7 +123,7 @@ account_name(const SfDestination *dest)
 static char *
 escape(const char *text)
 {
-	return resync_http_escape(pg_server_to_any(text, strlen(text), PG_UTF8));
+	return resync_http_escape(resync_text_to_utf8(text));
 }
 
 static bool
@@ -142,16 +148,19 @@ is_gone(JsonNode *answer)
 static void
 keep_secret(SfDestination *dest, char **place, const char *text)
 {
-	resync_jwt_forget(*place);
+	char *old = *place;
+
 	*place = text != NULL ? MemoryContextStrdup(dest->head.context, text) : NULL;
+	resync_jwt_forget(old);
 }
 
-void
-resync_sf_forget(SfDestination *dest)
+static void
+forget_session(SfDestination *dest)
 {
 	keep_secret(dest, &dest->token, NULL);
 	keep_secret(dest, &dest->master, NULL);
 	dest->has_stage = false;
+	dest->sent = resync_sf_sent(dest);
 	dest->store = NULL;
 }
 
@@ -176,14 +185,46 @@ request_ids(const Attempt *attempt)
 	return buf.data;
 }
 
+/* A connection for a last word, which may not take long. */
+static HttpConn *
+open_briefly(SfDestination *dest)
+{
+	HttpOptions options = dest->options;
+
+	options.connect_timeout_ms = CLOSE_TIMEOUT;
+	return resync_http_open(CurrentMemoryContext, &options);
+}
+
+/* Its secrets (body, may be NULL, and the token's header) are overwritten then. */
+static HttpResponse *
+send_secrets(HttpConn *http, const HttpRequest *request, char *authorization, char *body)
+{
+	HttpResponse *response;
+
+	PG_TRY();
+	{
+		response = resync_http_call(http, request);
+	}
+	PG_CATCH();
+	{
+		resync_jwt_forget(authorization);
+		resync_jwt_forget(body);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	resync_jwt_forget(authorization);
+	resync_jwt_forget(body);
+	return response;
+}
+
 /* One request, not sent again.  token: NULL for none. */
 static HttpResponse *
 call_once(SfDestination *dest, HttpConn *http, const char *method, const char *path, JsonNode *body,
 		  const char *token, int timeout)
 {
-	HttpRequest	  request = {0};
-	HttpResponse *response;
-	char		 *authorization = NULL;
+	HttpRequest request = {0};
+	char	   *text = body != NULL ? resync_json_text(body) : NULL;
+	char	   *authorization = NULL;
 
 	request.method = method;
 	request.url = psprintf("%s%s", dest->prefix, path);
@@ -195,15 +236,12 @@ call_once(SfDestination *dest, HttpConn *http, const char *method, const char *p
 		authorization = psprintf("Authorization: Snowflake Token=\"%s\"", token);
 		request.headers = lappend(request.headers, authorization);
 	}
-	if (body != NULL)
-	{
-		request.body = resync_json_text(body);
-		request.body_len = strlen(request.body);
-	}
+	request.body = text;
+	request.body_len = text != NULL ? strlen(text) : 0;
 	request.timeout_ms = timeout;
-	response = resync_http_call(http, &request);
-	resync_jwt_forget(authorization);
-	return response;
+	if (timeout == CLOSE_TIMEOUT)
+		request.total_ms = CLOSE_TIMEOUT;
+	return send_secrets(http, &request, authorization, text);
 }
 
 /* Same; NULL: the connection was lost, or there was none. */
@@ -235,10 +273,12 @@ call_or_lose(SfDestination *dest, const char *method, const char *path, JsonNode
 	return response;
 }
 
+/* Also what its own drivers try again: gateways answer so for a moment. */
 static bool
 is_passing(int status)
 {
-	return status >= 500 || status == 408 || status == 429;
+	return status >= 500 || status == 408 || status == 429 || status == 400 || status == 403 ||
+		   status == 405;
 }
 
 /*
@@ -251,7 +291,7 @@ call_until_answer(SfDestination *dest, const char *method, const char *path, con
 {
 	for (;;)
 	{
-		bool  last = attempt->tries >= MAX_TRIES - 1;
+		bool  last = attempt->tries >= attempt->max - 1;
 		char *url = psprintf("%s%s%s", path, body != NULL ? request_ids(attempt) : "", more);
 		HttpResponse *response = call_or_lose(dest, method, url, body, token, last);
 		JsonNode	 *answer = NULL;
@@ -261,7 +301,9 @@ call_until_answer(SfDestination *dest, const char *method, const char *path, con
 			answer = resync_json_parse(response->body.data, response->body.len, MAX_DEPTH, NULL);
 		if (answer != NULL)
 			return answer;
-		if (response != NULL && response->status != 200 && !is_passing(response->status))
+		if (response != NULL && response->status != 200 &&
+			(last || !is_passing(response->status)) && response->status < 500 &&
+			response->status != 408 && response->status != 429)
 			ereport(
 				ERROR,
 				(errcode(response->status == 401 || response->status == 403 ||
@@ -271,11 +313,9 @@ call_until_answer(SfDestination *dest, const char *method, const char *path, con
 				 errmsg("Snowflake refused a request: HTTP status %d", response->status),
 				 errhint("Look at the options account and url, and at network policies there.")));
 		if (last)
-			ereport(ERROR, (errcode(response != NULL && response->status == 200
-										? ERRCODE_PROTOCOL_VIOLATION
-										: ERRCODE_CONNECTION_FAILURE),
-							errmsg("Snowflake gives no answer"),
-							errdetail("HTTP status %d.", response != NULL ? response->status : 0)));
+			ereport(ERROR,
+					(errcode(ERRCODE_CONNECTION_FAILURE), errmsg("Snowflake gives no answer"),
+					 errdetail("HTTP status %d.", response != NULL ? response->status : 0)));
 		attempt->reason = response != NULL ? response->status : 0;
 		attempt->tries++;
 		resync_wait_sleep(resync_retry_delay(0, attempt->tries));
@@ -302,16 +342,23 @@ make_assertion(SfDestination *dest, char **fingerprint)
 	int64	  now = (int64) time(NULL);
 	Size	  len;
 	char	 *pem = resync_destination_read_file(dest->key_file, "private key file", &len);
-	char	 *passphrase = NULL;
-	JwtKey	 *key;
-	char	 *assertion;
+	char *volatile passphrase = NULL;
+	JwtKey *key = NULL;
+	char   *assertion;
 
-	if (dest->passphrase_file != NULL)
-		passphrase = resync_destination_password_file(dest->passphrase_file);
-	key = resync_jwt_read_key(CurrentMemoryContext, pem, len, passphrase,
-							  "the private key of the user mapping");
-	resync_jwt_forget(pem);
-	resync_jwt_forget(passphrase);
+	PG_TRY();
+	{
+		if (dest->passphrase_file != NULL)
+			passphrase = resync_destination_password_file(dest->passphrase_file);
+		key = resync_jwt_read_key(CurrentMemoryContext, pem, len, passphrase,
+								  "the private key of the user mapping");
+	}
+	PG_FINALLY();
+	{
+		resync_jwt_forget(pem);
+		resync_jwt_forget(passphrase);
+	}
+	PG_END_TRY();
 	*fingerprint = resync_jwt_fingerprint(key);
 	resync_json_set_string(header, "alg", "RS256");
 	resync_json_set_string(header, "typ", "JWT");
@@ -404,12 +451,13 @@ resync_sf_login(SfDestination *dest)
 	MemoryContext  old = MemoryContextSwitchTo(context);
 	Attempt		   attempt = new_attempt();
 	StringInfoData more;
+	JsonNode	  *body;
 	JsonNode	  *answer;
 	char		  *assertion;
 	char		  *fingerprint;
 	bool		   success = false;
 
-	resync_sf_forget(dest);
+	forget_session(dest);
 	initStringInfo(&more);
 	appendStringInfo(&more, "&databaseName=%s&warehouse=%s", escape(dest->wanted_database),
 					 escape(dest->wanted_warehouse));
@@ -418,9 +466,10 @@ resync_sf_login(SfDestination *dest)
 	/* a later try wants a new assertion: it is left to the caller */
 	attempt.max = 1;
 	assertion = make_assertion(dest, &fingerprint);
-	answer = call_until_answer(dest, "POST", "/session/v1/login-request", more.data,
-							   login_body(dest, assertion), NULL, &attempt);
+	body = login_body(dest, assertion);
 	resync_jwt_forget(assertion);
+	answer = call_until_answer(dest, "POST", "/session/v1/login-request", more.data, body, NULL,
+							   &attempt);
 	(void) resync_json_bool(answer, "success", &success);
 	if (!success)
 		raise_login(dest, answer, fingerprint);
@@ -471,7 +520,7 @@ replace_session(SfDestination *dest)
 {
 	if (dest->staged)
 	{
-		resync_sf_forget(dest);
+		forget_session(dest);
 		ereport(ERROR, (errcode(ERRCODE_CONNECTION_FAILURE),
 						errmsg("the session at Snowflake has ended, and its stage with it")));
 	}
@@ -501,11 +550,14 @@ send_statement(SfDestination *dest, JsonNode *body, Attempt *attempt)
 	const char *path = "/queries/v1/query-request";
 	bool		polling = false;
 	bool		renewed = false;
+	bool		replaced = false;
+	long		delay = POLL_FIRST_MS;
 
 	for (;;)
 	{
-		JsonNode *answer = call_until_answer(dest, polling ? "GET" : "POST", path, "",
-											 polling ? NULL : body, dest->token, attempt);
+		TimestampTz asked = GetCurrentTimestamp();
+		JsonNode   *answer = call_until_answer(dest, polling ? "GET" : "POST", path, "",
+											   polling ? NULL : body, dest->token, attempt);
 
 		if (is_code(answer, CODE_RUNNING) || is_code(answer, CODE_RUNNING_ASYNC))
 		{
@@ -517,6 +569,12 @@ send_statement(SfDestination *dest, JsonNode *body, Attempt *attempt)
 			/* how often a request was sent says nothing about this one */
 			attempt->tries = 0;
 			renewed = false;
+			/* the service holds an answer back by itself; if not, it is not asked at once */
+			if (!TimestampDifferenceExceeds(asked, GetCurrentTimestamp(), POLL_HELD_MS))
+			{
+				resync_wait_sleep(delay);
+				delay = Min(delay * 2, POLL_MAX_MS);
+			}
 			continue;
 		}
 		if (is_code(answer, CODE_TOKEN_EXPIRED) && !renewed && renew(dest))
@@ -529,7 +587,16 @@ send_statement(SfDestination *dest, JsonNode *body, Attempt *attempt)
 		if (polling)
 			ereport(ERROR, (errcode(ERRCODE_CONNECTION_FAILURE),
 							errmsg("the session at Snowflake has ended during a statement")));
+		/* an earlier try may have been done, and a new session does not know its id */
+		if (attempt->tries > 0)
+			ereport(ERROR, (errcode(ERRCODE_CONNECTION_FAILURE),
+							errmsg("the session at Snowflake has ended, and the answer to a "
+								   "statement is lost")));
+		if (replaced)
+			ereport(ERROR, (errcode(ERRCODE_CONNECTION_FAILURE),
+							errmsg("Snowflake does not know the session that it has begun")));
 		replace_session(dest);
+		replaced = true;
 	}
 }
 
@@ -551,7 +618,7 @@ abort_statement(SfDestination *dest, const char *sql, const char *id)
 
 		resync_json_set_text(body, "sqlText", sql);
 		resync_json_set_string(body, "requestId", id);
-		(void) call_once(dest, resync_http_open(context, &dest->options), "POST",
+		(void) call_once(dest, open_briefly(dest), "POST",
 						 psprintf("/queries/v1/abort-request%s", request_ids(&attempt)), body,
 						 dest->token, CLOSE_TIMEOUT);
 	}
@@ -651,8 +718,8 @@ resync_sf_logout(SfDestination *dest)
 			Attempt attempt = new_attempt();
 			char   *path = psprintf("/session%s&delete=true", request_ids(&attempt));
 
-			(void) call_once(dest, dest->http, "POST", path, resync_json_make(), dest->token,
-							 CLOSE_TIMEOUT);
+			(void) call_once(dest, open_briefly(dest), "POST", path, resync_json_make(),
+							 dest->token, CLOSE_TIMEOUT);
 		}
 		PG_CATCH();
 		{
@@ -661,5 +728,5 @@ resync_sf_logout(SfDestination *dest)
 		}
 		PG_END_TRY();
 	}
-	resync_sf_forget(dest);
+	forget_session(dest);
 }

@@ -16,6 +16,7 @@
 #include "mb/pg_wchar.h"
 #include "net/retry.h"
 #include "utils/builtins.h"
+#include "utils/memutils.h"
 
 #define MAX_ERROR_TEXT 500
 
@@ -130,6 +131,7 @@ static const struct
 	{"090073", RESYNC_ERRCODE_QUOTA_EXCEEDED}, /* a resource monitor stopped it */
 	/* what goes away by itself (net/retry.c) */
 	{"000604", ERRCODE_QUERY_CANCELED},
+	{"000615", ERRCODE_T_R_SERIALIZATION_FAILURE},
 	{"000625", ERRCODE_LOCK_NOT_AVAILABLE},
 	{"000630", ERRCODE_QUERY_CANCELED}, /* a timeout of the session's */
 	{"390100", ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION},
@@ -258,8 +260,11 @@ read_result(JsonNode *data)
 	result->query_id = resync_json_get_text(data, "queryId");
 	result->nrows = Max(resync_json_length(data, "rowset"), 0);
 	result->ncols = Max(resync_json_length(data, "rowtype"), 0);
+	if ((Size) result->nrows * Max(result->ncols, 1) > MaxAllocSize / sizeof(char *))
+		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
+						errmsg("Snowflake gives a result that is too large")));
 	result->names = palloc0(sizeof(char *) * Max(result->ncols, 1));
-	result->values = palloc0(sizeof(char *) * Max(result->nrows * result->ncols, 1));
+	result->values = palloc0(sizeof(char *) * Max((Size) result->nrows * result->ncols, 1));
 	for (int col = 0; col < result->ncols; col++)
 		result->names[col] = resync_json_get_text(data, psprintf("rowtype.%d.name", col));
 	for (int row = 0; row < result->nrows; row++)
@@ -318,15 +323,24 @@ resync_sf_column(const SfResult *res, int row, const char *name)
 	return NULL; /* keep compiler quiet */
 }
 
+char *
+resync_sf_need(const SfResult *res, int row, int col)
+{
+	if (col >= res->ncols || sf_value(res, row, col) == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION), errmsg("Snowflake's answer lacks a value")));
+	return sf_value(res, row, col);
+}
+
 int64
 resync_sf_number(SfDestination *dest, const char *sql)
 {
 	SfResult *res = resync_sf_query(dest, sql);
 
-	if (res->nrows != 1 || res->ncols < 1 || sf_value(res, 0, 0) == NULL)
+	if (res->nrows != 1)
 		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
 						errmsg("Snowflake's answer is not one number")));
-	return strtoll(sf_value(res, 0, 0), NULL, 10);
+	return strtoll(resync_sf_need(res, 0, 0), NULL, 10);
 }
 
 char *

@@ -16,6 +16,7 @@
 
 #include "destination/snowflake.h"
 
+#include "net/jwt.h"
 #include "net/retry.h"
 #include "net/wait.h"
 #include "utils/memutils.h"
@@ -199,8 +200,37 @@ ask_place(SfDestination *dest, const char *name, StorePlace *place)
 				 errmsg("Snowflake gives no credentials for files of stage %s", dest->stage)));
 }
 
-/* The place of the user's stage, by the user's own credentials. */
+/*
+ * "account.blob.core.windows.net/container/path".  Whoever may change the stage names
+ * the host, and the token is the user's: without an endpoint in the options it goes
+ * to Microsoft's hosts alone.
+ */
 static void
+set_azure(SfDestination *dest, const char *host, StorePlace *place)
+{
+	static const char *const hosts[] = {"blob.core.windows.net", "blob.core.usgovcloudapi.net",
+										"blob.core.chinacloudapi.cn"};
+	size_t					 len = strcspn(host, "/");
+	const char				*dot = memchr(host, '.', len);
+	bool					 known = place->endpoint != NULL;
+
+	for (int i = 0; dot != NULL && i < lengthof(hosts); i++)
+		known = known || (strlen(hosts[i]) == len - (dot + 1 - host) &&
+						  strncmp(dot + 1, hosts[i], strlen(hosts[i])) == 0);
+	if (dot == NULL || !known)
+		ereport(ERROR, (errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+						errmsg("stage %s is at an unknown host", dest->stage),
+						errhint("If it is the right one, set the server's option "
+								"\"stage_endpoint\".")));
+	place->kind = STORE_AZURE;
+	place->account = pnstrdup(host, dot - host);
+	if (place->endpoint == NULL)
+		place->endpoint = pnstrdup(dot + 1, len - (dot + 1 - host));
+	set_location(place, host + len + (host[len] == '/'));
+}
+
+/* The place of the user's stage, by the user's own credentials; returns the secret. */
+static char *
 own_place(SfDestination *dest, StorePlace *place)
 {
 	char *url = find_external(dest);
@@ -210,18 +240,9 @@ own_place(SfDestination *dest, StorePlace *place)
 	place->region = dest->stage_region;
 	if (strncmp(url, "azure://", 8) == 0)
 	{
-		const char *host = url + 8;
-		size_t		len = strcspn(host, "/");
-
-		/* account.blob.core.windows.net/container/path */
-		place->kind = STORE_AZURE;
-		place->account = pnstrdup(host, strcspn(host, "."));
-		if (place->endpoint == NULL)
-			place->endpoint = pnstrdup(host + strlen(place->account) + 1,
-									   len - strlen(place->account) - 1);
+		set_azure(dest, url + 8, place);
 		place->token = secret;
-		set_location(place, host + len + (host[len] == '/'));
-		return;
+		return secret;
 	}
 	/* Google's storage takes S3's signatures, by an HMAC key */
 	place->kind = STORE_S3;
@@ -235,6 +256,7 @@ own_place(SfDestination *dest, StorePlace *place)
 	place->key_id = dest->stage_key_id;
 	place->secret = secret;
 	set_location(place, strstr(url, "://") + 3);
+	return secret;
 }
 
 /* Where files of the stage are put, as of now. */
@@ -242,10 +264,11 @@ static void
 open_store(SfDestination *dest, const char *name)
 {
 	StorePlace place = {.service = "the stage's object store"};
+	char	  *secret = NULL;
 
 	resync_sf_have_stage(dest);
 	if (dest->external[2] != NULL)
-		own_place(dest, &place);
+		secret = own_place(dest, &place);
 	else
 		ask_place(dest, name, &place);
 	if (dest->store != NULL)
@@ -253,6 +276,7 @@ open_store(SfDestination *dest, const char *name)
 	dest->store = NULL;
 	MemoryContextReset(dest->store_context);
 	dest->store = resync_store_open(dest->store_context, &place);
+	resync_jwt_forget(secret);
 }
 
 int64

@@ -218,8 +218,11 @@ static char *
 grantee(SfDestination *dest, const SfResult *grants, int i)
 {
 	char *kind = resync_sf_column(grants, i, "granted_to");
-	char *name = resync_sf_ident(resync_sf_column(grants, i, "grantee_name"));
+	char *name = resync_sf_column(grants, i, "grantee_name");
 
+	if (name == NULL)
+		return NULL;
+	name = resync_sf_ident(name);
 	if (kind != NULL && strcmp(kind, "DATABASE_ROLE") == 0)
 		return psprintf("DATABASE ROLE %s.%s", resync_sf_ident(dest->database), name);
 	if (kind != NULL && (strcmp(kind, "ROLE") == 0 || strcmp(kind, "SHARE") == 0))
@@ -296,6 +299,8 @@ swap_one(SfDestination *dest, const ResyncTable *table)
 							   : psprintf("ALTER TABLE %s RENAME TO %s", build_name, live_name));
 		RESYNC_DEBUG_POINT("sf_after_swap_table");
 		live = resync_sf_find_table(dest, table, false);
+		if (live == NULL)
+			resync_destination_raise_not_made(live_name);
 	}
 	resync_sf_mark_live(dest, live, dest->head.id->run);
 }

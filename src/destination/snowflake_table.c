@@ -193,6 +193,9 @@ resync_sf_columns(SfDestination *dest, const char *table)
 
 		column->name = resync_sf_column(res, i, "name");
 		column->type = resync_sf_column(res, i, "type");
+		if (column->name == NULL || column->type == NULL)
+			ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
+							errmsg("Snowflake's answer lacks a value")));
 		column->notnull = !is_yes(res, i, "null?");
 		column->primary = is_yes(res, i, "primary key");
 		columns = lappend(columns, column);
@@ -256,9 +259,9 @@ resync_sf_marked_tables(SfDestination *dest, const char *token)
 
 		if (res != NULL)
 			after = psprintf(" AND (TABLE_SCHEMA > %s OR TABLE_SCHEMA = %s AND TABLE_NAME > %s)",
-							 resync_sf_literal(sf_value(res, res->nrows - 1, 0)),
-							 resync_sf_literal(sf_value(res, res->nrows - 1, 0)),
-							 resync_sf_literal(sf_value(res, res->nrows - 1, 1)));
+							 resync_sf_literal(resync_sf_need(res, res->nrows - 1, 0)),
+							 resync_sf_literal(resync_sf_need(res, res->nrows - 1, 0)),
+							 resync_sf_literal(resync_sf_need(res, res->nrows - 1, 1)));
 		res = resync_sf_query(
 			dest,
 			psprintf("SELECT TABLE_SCHEMA, TABLE_NAME, COMMENT FROM %s.INFORMATION_SCHEMA.TABLES"
@@ -271,10 +274,12 @@ resync_sf_marked_tables(SfDestination *dest, const char *token)
 		for (int i = 0; i < res->nrows; i++)
 		{
 			SfTable *table = palloc0(sizeof(SfTable));
+			char	*comment;
 
-			table->schema = sf_value(res, i, 0);
-			table->name = sf_value(res, i, 1);
-			read_mark(table, sf_value(res, i, 2) != NULL ? sf_value(res, i, 2) : pstrdup(""));
+			table->schema = resync_sf_need(res, i, 0);
+			table->name = resync_sf_need(res, i, 1);
+			comment = res->ncols > 2 ? sf_value(res, i, 2) : NULL;
+			read_mark(table, comment != NULL ? comment : pstrdup(""));
 			if (is_new(table->name, token, &table->run))
 			{
 				table->token = pstrdup(token);
@@ -510,7 +515,13 @@ make_new(SfDestination *dest, const ResyncTable *table, const char *new_name, co
 		adapt_columns(dest, table, name, columns, live);
 	}
 	if (live != NULL)
-		adapt_settings(dest, live, resync_sf_find(dest, table->dest_schema, new_name), name);
+	{
+		SfTable *made = resync_sf_find(dest, table->dest_schema, new_name);
+
+		if (made == NULL)
+			resync_destination_raise_not_made(name);
+		adapt_settings(dest, live, made, name);
+	}
 }
 
 /* The live table, unless new ones cannot be like it. */

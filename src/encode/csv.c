@@ -119,11 +119,13 @@ resync_csv_rows(const CsvWriter *csv)
 static void
 grow_out(CsvWriter *csv)
 {
-	csv->out_size += Max(OUT_STEP, csv->out_size / 2);
+	Size size = csv->out_size + Max(OUT_STEP, csv->out_size / 2);
+
 	if (csv->out == NULL)
-		csv->out = MemoryContextAllocHuge(csv->context, csv->out_size);
+		csv->out = MemoryContextAllocHuge(csv->context, size);
 	else
-		csv->out = repalloc_huge(csv->out, csv->out_size);
+		csv->out = repalloc_huge(csv->out, size);
+	csv->out_size = size;
 }
 
 /* What lines has goes into the file; last: nothing follows. */
@@ -214,15 +216,18 @@ key_text(const CsvWriter *csv, const EncodedField *fields)
 		{
 			const char *text = fields[i].data;
 			int			len = Min(fields[i].len, MAX_KEY_TEXT);
+			char	   *shown;
 
 			if (csv->table->cols[i].keypos != pos)
 				continue;
 			while (len > 0 && len < fields[i].len && (text[len] & 0xC0) == 0x80)
 				len--;
+			shown = len < 0 ? pstrdup("null") : pnstrdup(text, len);
+			/* to convert it would want a transaction */
+			for (char *p = shown; GetDatabaseEncoding() != PG_UTF8 && *p != '\0'; p++)
+				*p = IS_HIGHBIT_SET(*p) ? '?' : *p;
 			appendStringInfo(&names, "%s%s", pos > 1 ? ", " : "", csv->table->cols[i].name);
-			appendStringInfo(&values, "%s%s", pos > 1 ? ", " : "",
-							 len < 0 ? "null"
-									 : pg_any_to_server(pnstrdup(text, len), len, PG_UTF8));
+			appendStringInfo(&values, "%s%s", pos > 1 ? ", " : "", shown);
 		}
 	}
 	return psprintf("(%s)=(%s)", names.data, values.data);

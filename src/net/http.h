@@ -49,6 +49,7 @@ typedef struct HttpRequest
 	 * never.  A statement that takes long without a word back needs more.
 	 */
 	int timeout_ms;
+	int total_ms; /* for all of it, once there is a connection; 0: no limit */
 } HttpRequest;
 
 /* In the memory context that was current at the call. */

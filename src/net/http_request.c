@@ -344,6 +344,7 @@ resync_http_start(HttpConn *conn, const HttpRequest *request, curl_off_t length)
 
 	set_connection_options(conn, Max(ms, 1));
 	set_method(conn, request, length);
+	SET(CURLOPT_TIMEOUT_MS, (long) request->total_ms);
 	SET(CURLOPT_URL, psprintf(strchr(conn->host, ':') != NULL ? "%s://[%s]:%d%s" : "%s://%s:%d%s",
 							  conn->tls ? "https" : "http", conn->host, conn->port, request->url));
 	code = curl_multi_add_handle(conn->multi, conn->easy);

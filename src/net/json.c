@@ -17,6 +17,7 @@
 #include <json-c/json_tokener.h>
 
 #include "mb/pg_wchar.h"
+#include "net/encoding.h"
 #include "utils/memutils.h"
 
 /* A document of a context. */
@@ -435,22 +436,17 @@ resync_json_text(JsonNode *node)
 void
 resync_json_set_text(JsonNode *object, const char *path, const char *text)
 {
-	resync_json_set_string(object, path, pg_server_to_any(text, strlen(text), PG_UTF8));
+	resync_json_set_string(object, path, resync_text_to_utf8(text));
 }
 
 char *
 resync_json_get_text(JsonNode *object, const char *path)
 {
 	const char *text = object != NULL ? resync_json_string(object, path) : NULL;
+	char	   *ours;
 
-	if (text == NULL)
+	if (text == NULL || !pg_verify_mbstr(PG_UTF8, text, strlen(text), true))
 		return NULL;
-	if (GetDatabaseEncoding() == PG_UTF8)
-		return pg_verify_mbstr(PG_UTF8, text, strlen(text), true) ? pstrdup(text) : NULL;
-	for (const char *p = text; *p != '\0'; p++)
-	{
-		if (IS_HIGHBIT_SET(*p))
-			return pstrdup("(text that this database's encoding does not have)");
-	}
-	return pstrdup(text);
+	ours = resync_text_from_utf8_or_null(text);
+	return pstrdup(ours != NULL ? ours : "(text that this database's encoding does not have)");
 }

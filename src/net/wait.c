@@ -27,7 +27,8 @@ resync_wait_latch_set(void)
 		resync_wait_die_hook = NULL;
 		HOLD_INTERRUPTS();
 		hook();
-		RESUME_INTERRUPTS();
+		/* not counted down: an error that the hook has caught has made it 0 */
+		InterruptHoldoffCount = 0;
 	}
 	CHECK_FOR_INTERRUPTS();
 	if (resync_wait_hook != NULL)
