@@ -349,9 +349,8 @@ resync_sf_fence(SfDestination *dest, SfFence *fence)
 	dest->epoch = fence->epoch;
 }
 
-/* Somebody has changed the run's row since the fence was read. */
-static void
-pg_attribute_noreturn() raise_changed(SfDestination *dest)
+void
+resync_sf_raise_changed(SfDestination *dest)
 {
 	SfFence fence;
 
@@ -387,7 +386,7 @@ resync_sf_transaction(SfDestination *dest, const char *statements, const char *u
 								   "  WHEN OTHER THEN\n    ROLLBACK;\n    RAISE;\nEND;");
 	returned = resync_sf_script(dest, block.data);
 	if (strcmp(returned, BLOCK_FENCED) == 0)
-		raise_changed(dest);
+		resync_sf_raise_changed(dest);
 	if (strcmp(returned, BLOCK_KNOWN) == 0)
 		return false;
 	if (strncmp(returned, BLOCK_OK, strlen(BLOCK_OK)) != 0)
@@ -402,29 +401,35 @@ resync_sf_transaction(SfDestination *dest, const char *statements, const char *u
 void
 resync_sf_fenced_ddl(SfDestination *dest, const char *sql)
 {
-	char *returned = resync_sf_script(
-		dest, psprintf("DECLARE\n  got NUMBER DEFAULT 0;\nBEGIN\n"
-					   "  SELECT COUNT(*) INTO :got FROM %s WHERE %s;\n"
-					   "  IF (got <> 1) THEN\n    RETURN '" BLOCK_FENCED "';\n  END IF;\n"
-					   "  %s;\n  RETURN '" BLOCK_OK "';\nEND;",
-					   resync_sf_own(dest, SF_RUNS_TABLE), resync_sf_fence_condition(dest), sql));
+	char	 *block = psprintf("DECLARE\n  got NUMBER DEFAULT 0;\nBEGIN\n"
+								   "  SELECT COUNT(*) INTO :got FROM %s WHERE %s;\n"
+								   "  IF (got <> 1) THEN\n    RETURN '" BLOCK_FENCED "';\n  END IF;\n"
+								   "  %s;\n  RETURN '" BLOCK_OK "';\nEND;",
+							   resync_sf_own(dest, SF_RUNS_TABLE), resync_sf_fence_condition(dest),
+							   sql);
+	SfResult *res = resync_sf_try(dest, psprintf("EXECUTE IMMEDIATE %s", resync_sf_literal(block)));
 
-	if (strcmp(returned, BLOCK_OK) != 0)
-		raise_changed(dest);
+	if (res == NULL || res->nrows != 1 || strcmp(resync_sf_need(res, 0, 0), BLOCK_OK) != 0)
+		resync_sf_raise_changed(dest);
 }
 
 /* Fence a run of ours out: what it does from now on fails. */
 void
 resync_sf_retire(SfDestination *dest, int64 run)
 {
-	(void) resync_sf_query(
-		dest, psprintf("UPDATE %s SET state = 'retired', changed_at = SYSDATE() WHERE"
-					   " %s AND state <> 'retired'",
-					   resync_sf_own(dest, SF_RUNS_TABLE), resync_sf_run_condition(dest, run)));
+	SfFence fence;
+
+	/* one that begins anew meanwhile is not meant */
+	if (resync_sf_read_fence(dest, run, &fence) && fence.active)
+		(void) resync_sf_query(
+			dest, psprintf("UPDATE %s SET state = 'retired', changed_at = SYSDATE()"
+						   " WHERE %s AND life = %s AND state <> 'retired'",
+						   resync_sf_own(dest, SF_RUNS_TABLE), resync_sf_run_condition(dest, run),
+						   resync_sf_literal(fence.life)));
 }
 
 void
-resync_sf_new_epoch(SfDestination *dest, XLogRecPtr applied)
+resync_sf_new_epoch(SfDestination *dest, XLogRecPtr applied, const char *statements)
 {
 	char   *condition = resync_sf_fence_condition(dest);
 	SfFence fence;
@@ -433,7 +438,7 @@ resync_sf_new_epoch(SfDestination *dest, XLogRecPtr applied)
 		condition = psprintf("%s AND applied = %s", condition,
 							 resync_sf_literal(resync_sf_lsn(applied)));
 	(void) resync_sf_transaction(
-		dest, "",
+		dest, statements,
 		psprintf("UPDATE %s SET epoch = epoch + 1, changed_at = SYSDATE() WHERE %s",
 				 resync_sf_own(dest, SF_RUNS_TABLE), condition),
 		NULL, NULL);
@@ -444,16 +449,17 @@ resync_sf_new_epoch(SfDestination *dest, XLogRecPtr applied)
  * Runs
  * ------------------------------------------------------------------ */
 
-/* Fence a run of ours out; what it was building goes. */
+/* Fence a run of ours out, in the life that it has; what it was building goes. */
 static void
-end_run(SfDestination *dest, int64 run)
+end_run(SfDestination *dest, int64 run, const SfFence *fence)
 {
 	resync_sf_retire(dest, run);
 	RESYNC_DEBUG_POINT("sf_retired");
 	resync_sf_drop_marked(dest, dest->head.id->token, run, false, false);
-	(void) resync_sf_query(dest, psprintf("DELETE FROM %s WHERE %s",
+	(void) resync_sf_query(dest, psprintf("DELETE FROM %s WHERE %s AND life = %s",
 										  resync_sf_own(dest, SF_PARTITIONS_TABLE),
-										  resync_sf_run_condition(dest, run)));
+										  resync_sf_run_condition(dest, run),
+										  resync_sf_literal(fence->life)));
 }
 
 /*
@@ -476,7 +482,7 @@ end_namesake(SfDestination *dest, const SfFence *fence, XLogRecPtr start_lsn)
 							 "number at the destination",
 							 run, dest->head.id->mirror),
 					  errdetail("The other one is of a time that this server was put back from.")));
-		end_run(dest, run);
+		end_run(dest, run, fence);
 	}
 	tables = resync_sf_marked_tables(dest, dest->head.id->token);
 	foreach(lc, tables)
@@ -506,17 +512,19 @@ sf_begin_run(Destination *head, XLogRecPtr start_lsn)
 	(void) resync_sf_read_fence(dest, head->id->run, &fence);
 	if (!fence.active)
 	{
-		/* one transaction: the run has one row at any time */
+		/* one transaction: the run has one row at any time; another's that is there counts */
 		(void) resync_sf_transaction(
 			dest,
-			psprintf("  DELETE FROM %s WHERE %s;\n", runs,
+			psprintf("  DELETE FROM %s WHERE %s AND state = 'retired';\n", runs,
 					 resync_sf_run_condition(dest, head->id->run)),
 			psprintf("INSERT INTO %s (token, run, life, mirror, source, state, applied, epoch,"
-					 " swapped, changed_at) VALUES (%s, " INT64_FORMAT
-					 ", '%08x%08x', %s, %s, 'active', %s, 0, FALSE, SYSDATE())",
+					 " swapped, changed_at) SELECT %s, " INT64_FORMAT
+					 ", '%08x%08x', %s, %s, 'active', %s, 0, FALSE, SYSDATE() WHERE NOT EXISTS"
+					 " (SELECT 1 FROM %s WHERE %s)",
 					 runs, resync_sf_literal(head->id->token), head->id->run, dest->nonce,
 					 pg_prng_uint32(&pg_global_prng_state), resync_sf_literal(head->id->mirror),
-					 source_name(dest), resync_sf_literal(resync_sf_lsn(start_lsn))),
+					 source_name(dest), resync_sf_literal(resync_sf_lsn(start_lsn)), runs,
+					 resync_sf_run_condition(dest, head->id->run)),
 			NULL, NULL);
 	}
 	MemoryContextSwitchTo(old);
@@ -567,9 +575,11 @@ sf_end_run(Destination *head, int64 run)
 	MemoryContext  old = resync_sf_enter(dest);
 	SfFence		   fence;
 
-	/* a run that was never active has made nothing */
+	/* one that was never active may have left what it tried */
 	if (resync_sf_read_fence(dest, run, &fence) && fence.known)
-		end_run(dest, run);
+		end_run(dest, run, &fence);
+	else
+		resync_sf_drop_marked(dest, head->id->token, run, false, false);
 	MemoryContextSwitchTo(old);
 }
 
@@ -580,12 +590,15 @@ sf_drop_mirror(Destination *head, ResyncTable **tables, int ntables, bool drop_t
 	SfDestination			*dest = (SfDestination *) head;
 	MemoryContext			 old = resync_sf_enter(dest);
 	SfFence					 fence;
+	bool					 known;
 
 	/* raises if the mark is another source's */
-	if (resync_sf_read_fence(dest, head->id->run, &fence))
-	{
+	known = resync_sf_read_fence(dest, head->id->run, &fence);
+	if (known)
 		retire_all(dest, head->id->token);
-		resync_sf_drop_marked(dest, head->id->token, 0, false, drop_tables);
+	resync_sf_drop_marked(dest, head->id->token, 0, false, drop_tables);
+	if (known)
+	{
 		for (int i = 0; i < lengthof(names); i++)
 			(void) resync_sf_query(dest, psprintf("DELETE FROM %s WHERE token = %s",
 												  resync_sf_own(dest, names[i]),

@@ -33,11 +33,12 @@
 /* What names of the mirror's own tables begin with. */
 #define SF_OWN_PREFIX "_PEERDB_RESYNC_"
 
+/* Letters of the token in names of our own. */
+#define SF_TOKEN_LETTERS 8
+
 /* What tables of ours are for; part of their mark. */
 #define SF_ROLE_BUILD "build"
 #define SF_ROLE_LIVE "live"
-#define SF_ROLE_OLD "old"		  /* a live table that is about to be swapped out, or was */
-#define SF_ROLE_FOREIGN "foreign" /* ... that was not ours, and may be replaced */
 #define SF_ROLE_STAGE "stage"
 #define SF_ROLE_NEW "new" /* being made; by its name, not yet marked */
 
@@ -223,11 +224,14 @@ extern bool			 resync_sf_read_fence(SfDestination *dest, int64 run, SfFence *fen
 extern void			 resync_sf_fence(SfDestination *dest, SfFence *fence);
 extern void			 resync_sf_retire(SfDestination *dest, int64 run);
 
+/* Somebody has changed the run's row since the fence was read: FENCED, or to be tried again. */
+extern void resync_sf_raise_changed(SfDestination *dest) pg_attribute_noreturn();
+
 /*
  * Whatever of the run has begun and not ended comes to nothing.  applied: what it
- * must have applied; Invalid: anything.
+ * must have applied; Invalid: anything.  statements: done in the same transaction.
  */
-extern void resync_sf_new_epoch(SfDestination *dest, XLogRecPtr applied);
+extern void resync_sf_new_epoch(SfDestination *dest, XLogRecPtr applied, const char *statements);
 extern void resync_sf_make_metadata(SfDestination *dest);
 extern bool resync_sf_has_schema(SfDestination *dest, const char *schema);
 
@@ -247,7 +251,10 @@ extern char *resync_sf_lsn(XLogRecPtr lsn);
 extern bool resync_sf_transaction(SfDestination *dest, const char *statements, const char *update,
 								  const char *marks, int64 *total);
 
-/* A statement of DDL, after another look at the run's row. */
+/*
+ * A statement of DDL, after another look at the run's row.  An object that is not
+ * there is one that somebody else has just renamed: to be tried again.
+ */
 extern void resync_sf_fenced_ddl(SfDestination *dest, const char *sql);
 
 /* ---- snowflake_map.c ---- */
@@ -281,7 +288,6 @@ typedef struct SfTable
 	char *name;
 	char *kind;	   /* "TABLE", "TRANSIENT" ... */
 	char *comment; /* without the mark */
-	char *raw_comment;
 	char *cluster_by;
 	char *owner;
 	char *retention;
@@ -291,6 +297,7 @@ typedef struct SfTable
 	int64 run;
 	char *role;
 	bool  at_live; /* it is where the mark says that a live table is */
+	bool  at_swap; /* it has a name that swaps use */
 	char *live;	   /* hashes of the names that the mark allows */
 	char *build;
 } SfTable;
@@ -313,8 +320,18 @@ extern bool		 resync_sf_is_ours(const SfDestination *dest, const SfTable *found)
 extern bool		 resync_sf_is_role(const SfDestination *dest, const SfTable *found,
 								   const char *role); /* this run's */
 
-/* Which of the table's names is this run's table at?  Raises if none is (rule 9). */
-extern char *resync_sf_where(SfDestination *dest, const ResyncTable *table);
+/*
+ * Which of the table's names is this run's table at?  Raises if none is (rule 9).
+ * *live (may be NULL): it is the live one.
+ */
+extern char *resync_sf_where(SfDestination *dest, const ResyncTable *table, bool *live);
+
+/* Is it this run's table, under construction or live? */
+extern bool resync_sf_is_new(const SfDestination *dest, const SfTable *found);
+
+/* The name of a swap's try, and the tables (SfTable *) under names of earlier tries. */
+extern char *resync_sf_swap_name(SfDestination *dest, const ResyncTable *table);
+extern List *resync_sf_find_swaps(SfDestination *dest, const ResyncTable *table);
 extern char *resync_sf_comment(SfDestination *dest, const char *text, const ResyncTable *table,
 							   const char *role);
 extern bool	 resync_sf_same_type(const char *ours, const char *theirs); /* as DESCRIBE has it */

@@ -154,7 +154,7 @@ merge_target(ApplyState *state, const ResyncTable *table)
 {
 	MergeTarget target = {.dialect = &resync_sf_dialect, .table = table};
 
-	target.name = resync_sf_where(state->dest, table);
+	target.name = resync_sf_where(state->dest, table, NULL);
 	target.deleted = resync_sf_deleted(state->dest);
 	target.synced_at = resync_sf_synced_at(state->dest);
 	return target;
@@ -347,7 +347,7 @@ resync_sf_apply(Destination *head, ResyncBatch *batch, bool to_live, XLogRecPtr 
 
 	resync_sf_fence(dest, &fence);
 	if (fence.applied != expected)
-		resync_destination_raise_fenced(dest->head.id, "Another process has applied changes.");
+		resync_sf_raise_changed(dest);
 	apply_parts(&state);
 	RESYNC_DEBUG_POINT("sf_before_script");
 	(void) resync_sf_transaction(
@@ -361,7 +361,10 @@ resync_sf_apply(Destination *head, ResyncBatch *batch, bool to_live, XLogRecPtr 
 	MemoryContextSwitchTo(old);
 }
 
-/* Staging tables of a streamer that died go. */
+/*
+ * A block of a streamer that died may still be under way: it counts before the new
+ * epoch begins, or not at all.  Its staging tables go.
+ */
 XLogRecPtr
 resync_sf_applied_lsn(Destination *head)
 {
@@ -369,6 +372,8 @@ resync_sf_applied_lsn(Destination *head)
 	MemoryContext  old = resync_sf_enter(dest);
 	SfFence		   fence;
 
+	resync_sf_fence(dest, &fence);
+	resync_sf_new_epoch(dest, InvalidXLogRecPtr, "");
 	resync_sf_fence(dest, &fence);
 	resync_sf_drop_marked(dest, head->id->token, head->id->run, true, false);
 	MemoryContextSwitchTo(old);

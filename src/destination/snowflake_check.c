@@ -71,9 +71,10 @@ check_live(SfDestination *dest, const ResyncTable *table, const SfTable *live, b
 						errmsg("table %s at the destination cannot be swapped", name),
 						errdetail("It is external, dynamic, hybrid or of Iceberg."),
 						errhint("Drop or rename it.")));
-	/* only its owner, or who has that role, may swap it: and set its comment */
+	/* only its owner, or who has that role, may swap it: and set what is set */
 	if (live->owner == NULL || strcmp(live->owner, dest->role) != 0)
-		resync_sf_set_comment(dest, name, live->raw_comment);
+		(void) resync_sf_query(dest, psprintf("ALTER TABLE %s SET CHANGE_TRACKING = %s", name,
+											  live->change_tracking ? "TRUE" : "FALSE"));
 	warn_of_tombstones(dest, table, warnings, context);
 }
 

@@ -9,6 +9,10 @@
  * a table under construction that is found under a live name has been swapped.
  * When all have been, the run's row says "swapped", which is the journal.
  *
+ * A SWAP that nobody waits for any more must not come late and swap back.  So each
+ * try, which is an epoch of the run, gives the new table a name of its own before it
+ * looks: a late one of an earlier try has nothing to swap with.
+ *
  * Grants go with a table, so those of the live one are given to the new one
  * before; its comment, too.  What else somebody has given the live table (tags,
  * policies, clustering, retention) the new one got when it was made like it.
@@ -106,7 +110,7 @@ same_key(const ResyncTable *table)
 
 /* MERGE: what the new table has by key already, an earlier try has brought. */
 static char *
-transfer_query(SfDestination *dest, const ResyncTable *table, List *columns)
+transfer_query(SfDestination *dest, const ResyncTable *table, const char *target, List *columns)
 {
 	char		  *own_deleted = resync_sf_deleted(dest);
 	char		  *own_synced = resync_sf_synced_at(dest);
@@ -149,8 +153,8 @@ transfer_query(SfDestination *dest, const ResyncTable *table, List *columns)
 		&sql,
 		"MERGE INTO %s AS _resync_t USING (SELECT %s FROM %s AS _resync_o) AS _resync_s"
 		" ON %s\nWHEN NOT MATCHED THEN INSERT (%s) VALUES (%s)",
-		resync_sf_table(dest, table, true), source.data, resync_sf_table(dest, table, false),
-		same_key(table), names.data, values.data);
+		target, source.data, resync_sf_table(dest, table, false), same_key(table), names.data,
+		values.data);
 	return sql.data;
 }
 
@@ -163,26 +167,29 @@ resync_sf_transfer(Destination *head, const ResyncTable *table, List **warnings)
 	List				*columns = NIL;
 	int64				 rows = 0;
 	bool				 possible;
+	bool				 swapped;
+	char				*target;
 	SfTable				*live;
 	SfFence				 fence;
 
 	resync_sf_fence(dest, &fence);
+	target = resync_sf_where(dest, table, &swapped);
 	live = resync_sf_find_table(dest, table, false);
 	/* swapped already, by a try before this one */
-	possible = live != NULL && head->id->options->soft_delete && table->nkeys > 0 &&
-			   !resync_sf_is_role(dest, live, SF_ROLE_BUILD) &&
-			   !resync_sf_is_role(dest, live, SF_ROLE_LIVE);
+	possible = live != NULL && head->id->options->soft_delete && table->nkeys > 0 && !swapped;
 	if (possible)
 		columns = resync_sf_columns(dest, resync_sf_table(dest, table, false));
 	for (int i = 0; possible && i < table->nkeys; i++)
 		possible = resync_sf_find_column(columns, key[i]->dest_name) != NULL; /* validate has
 																			   * warned */
 	if (possible)
-		(void) resync_sf_transaction(
-			dest, psprintf("%s;\n  total := SQLROWCOUNT;\n", transfer_query(dest, table, columns)),
-			psprintf("UPDATE %s SET changed_at = SYSDATE() WHERE %s",
-					 resync_sf_own(dest, SF_RUNS_TABLE), resync_sf_fence_condition(dest)),
-			NULL, &rows);
+		(void) resync_sf_transaction(dest,
+									 psprintf("%s;\n  total := SQLROWCOUNT;\n",
+											  transfer_query(dest, table, target, columns)),
+									 psprintf("UPDATE %s SET changed_at = SYSDATE() WHERE %s",
+											  resync_sf_own(dest, SF_RUNS_TABLE),
+											  resync_sf_fence_condition(dest)),
+									 NULL, &rows);
 	MemoryContextSwitchTo(old);
 	return rows;
 }
@@ -266,43 +273,92 @@ require_replaceable(SfDestination *dest, const SfTable *live, const char *name)
 		resync_destination_raise_exists(name, true);
 }
 
+/* This run's table, wherever a try before this one has left it; NULL: it is not there. */
+static SfTable *
+find_new(SfDestination *dest, const ResyncTable *table)
+{
+	SfTable	 *found = resync_sf_find_table(dest, table, true);
+	List	 *swaps;
+	ListCell *lc;
+
+	if (resync_sf_is_new(dest, found))
+		return found;
+	swaps = resync_sf_find_swaps(dest, table);
+	foreach(lc, swaps)
+	{
+		if (resync_sf_is_new(dest, lfirst(lc)))
+			return lfirst(lc);
+	}
+	return NULL;
+}
+
+static void
+set_comment(SfDestination *dest, const char *name, const char *comment)
+{
+	resync_sf_fenced_ddl(dest,
+						 psprintf("COMMENT ON TABLE %s IS %s", name, resync_sf_literal(comment)));
+}
+
+/* The table that is called ours takes the live one's place. */
+static void
+exchange(SfDestination *dest, const ResyncTable *table, const char *ours, const SfTable *live)
+{
+	char *live_name = resync_sf_table(dest, table, false);
+
+	if (live != NULL)
+	{
+		require_replaceable(dest, live, live_name);
+		copy_grants(dest, live_name, ours);
+		set_comment(dest, ours, resync_sf_comment(dest, live->comment, table, SF_ROLE_BUILD));
+	}
+	RESYNC_DEBUG_POINT("sf_before_swap_table");
+	resync_sf_fenced_ddl(dest, live != NULL
+								   ? psprintf("ALTER TABLE %s SWAP WITH %s", live_name, ours)
+								   : psprintf("ALTER TABLE %s RENAME TO %s", ours, live_name));
+	RESYNC_DEBUG_POINT("sf_after_swap_table");
+}
+
 /* One table; what a try before this one has done is not done again. */
 static void
 swap_one(SfDestination *dest, const ResyncTable *table)
 {
-	char	*live_name = resync_sf_table(dest, table, false);
-	char	*build_name = resync_sf_table(dest, table, true);
+	char	*name = resync_sf_swap_name(dest, table);
 	SfTable *live = resync_sf_find_table(dest, table, false);
-	SfTable *build = resync_sf_find_table(dest, table, true);
+	SfTable *build;
 
-	if (resync_sf_is_role(dest, live, SF_ROLE_LIVE))
-		return;
-	if (!resync_sf_is_role(dest, live, SF_ROLE_BUILD))
+	if (!resync_sf_is_new(dest, live))
 	{
-		if (!resync_sf_is_role(dest, build, SF_ROLE_BUILD))
-			resync_destination_raise_not_made(build_name);
-		if (live != NULL)
-		{
-			bool ours = resync_sf_is_ours(dest, live);
-
-			require_replaceable(dest, live, live_name);
-			copy_grants(dest, live_name, build_name);
-			resync_sf_set_comment(dest, build_name,
-								  resync_sf_comment(dest, live->comment, table, SF_ROLE_BUILD));
-			resync_sf_set_comment(dest, live_name,
-								  resync_sf_comment(dest, live->comment, table,
-													ours ? SF_ROLE_OLD : SF_ROLE_FOREIGN));
-		}
-		RESYNC_DEBUG_POINT("sf_before_swap_table");
-		resync_sf_fenced_ddl(
-			dest, live != NULL ? psprintf("ALTER TABLE %s SWAP WITH %s", live_name, build_name)
-							   : psprintf("ALTER TABLE %s RENAME TO %s", build_name, live_name));
-		RESYNC_DEBUG_POINT("sf_after_swap_table");
+		build = find_new(dest, table);
+		if (build == NULL)
+			resync_destination_raise_not_made(resync_sf_table(dest, table, true));
+		resync_sf_fenced_ddl(dest, psprintf("ALTER TABLE %s RENAME TO %s",
+											resync_sf_name(dest, build->schema, build->name),
+											resync_sf_name(dest, table->dest_schema, name)));
+		/* only from here on nobody else swaps it: was it done meanwhile? */
 		live = resync_sf_find_table(dest, table, false);
-		if (live == NULL)
-			resync_destination_raise_not_made(live_name);
+		build = resync_sf_find(dest, table->dest_schema, name);
+		if (resync_sf_is_new(dest, build))
+			exchange(dest, table, resync_sf_name(dest, table->dest_schema, name), live);
+		live = resync_sf_find_table(dest, table, false);
+		if (!resync_sf_is_new(dest, live))
+			resync_sf_raise_changed(dest);
 	}
-	resync_sf_mark_live(dest, live, dest->head.id->run);
+	if (!resync_sf_is_role(dest, live, SF_ROLE_LIVE))
+		set_comment(dest, resync_sf_table(dest, table, false),
+					resync_sf_comment(dest, live->comment, table, SF_ROLE_LIVE));
+}
+
+/* The journal: all tables are live. */
+static void
+note_swapped(SfDestination *dest)
+{
+	RESYNC_DEBUG_POINT("sf_before_swapped");
+	(void) resync_sf_transaction(
+		dest, "",
+		psprintf("UPDATE %s SET swapped = TRUE, changed_at = SYSDATE() WHERE %s",
+				 resync_sf_own(dest, SF_RUNS_TABLE), resync_sf_fence_condition(dest)),
+		NULL, NULL);
+	RESYNC_DEBUG_POINT("sf_after_swapped");
 }
 
 bool
@@ -322,51 +378,55 @@ resync_sf_swap(Destination *head, ResyncTable **tables, int ntables, XLogRecPtr 
 					head->id->mirror, LSN_FORMAT_ARGS(fence.applied), LSN_FORMAT_ARGS(lsn))));
 	if (!fence.swapped)
 	{
-		resync_sf_new_epoch(dest, lsn);
+		resync_sf_new_epoch(dest, lsn, "");
 		if (retire_run != 0 && retire_run != head->id->run)
 			resync_sf_retire(dest, retire_run);
 		for (int i = 0; i < ntables; i++)
 			swap_one(dest, tables[i]);
-		RESYNC_DEBUG_POINT("sf_before_swapped");
-		(void) resync_sf_transaction(
-			dest, "",
-			psprintf("UPDATE %s SET swapped = TRUE, changed_at = SYSDATE() WHERE %s AND applied ="
-					 " %s",
-					 resync_sf_own(dest, SF_RUNS_TABLE), resync_sf_fence_condition(dest),
-					 resync_sf_literal(resync_sf_lsn(lsn))),
-			NULL, NULL);
-		RESYNC_DEBUG_POINT("sf_after_swapped");
+		note_swapped(dest);
 	}
 	MemoryContextSwitchTo(old);
 	return true;
 }
 
+/* By table: one that has been cannot be taken back. */
 bool
 resync_sf_is_swapped(Destination *head, const ResyncTable *table)
 {
 	SfDestination *dest = (SfDestination *) head;
 	MemoryContext  old = resync_sf_enter(dest);
-	bool		   result;
-	SfFence		   fence;
+	bool		   result = resync_sf_is_new(dest, resync_sf_find_table(dest, table, false));
 
-	result = resync_sf_read_fence(dest, head->id->run, &fence) && fence.swapped;
 	MemoryContextSwitchTo(old);
 	return result;
 }
 
-/* All tables are live: the old ones, which have their names now, go. */
+/* All tables are live: the old ones, which have the names of swaps now, go. */
 void
 resync_sf_after_swap(Destination *head, ResyncTable **tables, int ntables)
 {
 	SfDestination *dest = (SfDestination *) head;
 	MemoryContext  old = resync_sf_enter(dest);
+	SfFence		   fence;
 
+	resync_sf_fence(dest, &fence);
+	if (!fence.swapped)
+		note_swapped(dest);
 	for (int i = 0; i < ntables; i++)
 	{
-		SfTable *found = resync_sf_find_table(dest, tables[i], true);
+		List	 *swaps;
+		ListCell *lc;
 
-		if (resync_sf_is_ours(dest, found) && !found->at_live)
-			resync_sf_drop(dest, resync_sf_table(dest, tables[i], true));
+		if (!resync_sf_is_new(dest, resync_sf_find_table(dest, tables[i], false)))
+			continue;
+		swaps = resync_sf_find_swaps(dest, tables[i]);
+		foreach(lc, swaps)
+		{
+			SfTable *found = lfirst(lc);
+
+			if (!resync_sf_is_new(dest, found))
+				resync_sf_drop(dest, resync_sf_name(dest, found->schema, found->name));
+		}
 	}
 	MemoryContextSwitchTo(old);
 }

@@ -22,8 +22,8 @@
 /* Tables that are being made, which have no mark yet. */
 #define NEW_PREFIX SF_OWN_PREFIX "NEW_"
 
-/* Letters of the token in names of our own. */
-#define TOKEN_LETTERS 8
+/* Tables on their way into a live one's place, or out of it. */
+#define SWAP_PREFIX SF_OWN_PREFIX "SWAP_"
 
 /* Rows of a list at once. */
 #define LIST_STEP 500
@@ -95,7 +95,7 @@ read_mark(SfTable *table, char *comment)
 	char	 *hash = name_hash(table->schema, table->name);
 
 	table->comment = comment;
-	table->raw_comment = pstrdup(comment);
+	table->at_swap = strncmp(table->name, SWAP_PREFIX, strlen(SWAP_PREFIX)) == 0;
 	if (strncmp(mark, MARK_BEGIN, strlen(MARK_BEGIN)) != 0)
 		return;
 	json = resync_json_parse(mark, strlen(mark), 8, NULL);
@@ -109,13 +109,10 @@ read_mark(SfTable *table, char *comment)
 		table->comment = "";
 	if (table->role == NULL || table->live == NULL || table->build == NULL ||
 		!resync_json_int64(json, "resync.run", &table->run) ||
-		(strcmp(hash, table->live) != 0 && strcmp(hash, table->build) != 0))
+		(strcmp(hash, table->live) != 0 && strcmp(hash, table->build) != 0 && !table->at_swap))
 		table->token = NULL;
 	else
 		table->at_live = strcmp(hash, table->live) == 0;
-	/* it was to be replaced, and has not been */
-	if (table->token != NULL && table->at_live && strcmp(table->role, SF_ROLE_FOREIGN) == 0)
-		table->token = NULL;
 }
 
 /* Of this mirror, whatever run? */
@@ -144,12 +141,14 @@ is_yes(const SfResult *res, int row, const char *column)
 	return value != NULL && (strcmp(value, "Y") == 0 || strcmp(value, "ON") == 0);
 }
 
-SfTable *
-resync_sf_find(SfDestination *dest, const char *schema, const char *name)
+/* Tables (SfTable *) whose names are like a pattern of SHOW's, and begin so. */
+static List *
+show_tables(SfDestination *dest, const char *schema, const char *pattern, const char *begin)
 {
 	SfResult *res = resync_sf_try(
-		dest, psprintf("SHOW TABLES LIKE %s IN SCHEMA %s.%s", resync_sf_pattern(name),
+		dest, psprintf("SHOW TABLES LIKE %s IN SCHEMA %s.%s", resync_sf_pattern(pattern),
 					   resync_sf_ident(dest->database), resync_sf_ident(schema)));
+	List *tables = NIL;
 
 	for (int i = 0; res != NULL && i < res->nrows; i++)
 	{
@@ -157,7 +156,7 @@ resync_sf_find(SfDestination *dest, const char *schema, const char *name)
 		char	*found = resync_sf_column(res, i, "name");
 		char	*comment = resync_sf_column(res, i, "comment");
 
-		if (found == NULL || strcmp(found, name) != 0)
+		if (found == NULL || strncmp(found, begin, strlen(begin)) != 0)
 			continue;
 		table = palloc0(sizeof(SfTable));
 		table->schema = pstrdup(schema);
@@ -170,7 +169,23 @@ resync_sf_find(SfDestination *dest, const char *schema, const char *name)
 		table->special = is_yes(res, i, "is_external") || is_yes(res, i, "is_dynamic") ||
 						 is_yes(res, i, "is_iceberg") || is_yes(res, i, "is_hybrid");
 		read_mark(table, comment != NULL ? comment : pstrdup(""));
-		return table;
+		tables = lappend(tables, table);
+	}
+	return tables;
+}
+
+SfTable *
+resync_sf_find(SfDestination *dest, const char *schema, const char *name)
+{
+	List	 *tables = show_tables(dest, schema, name, name);
+	ListCell *lc;
+
+	foreach(lc, tables)
+	{
+		SfTable *table = lfirst(lc);
+
+		if (strcmp(table->name, name) == 0)
+			return table;
 	}
 	return NULL;
 }
@@ -218,28 +233,67 @@ resync_sf_find_column(List *columns, const char *name)
 	return NULL;
 }
 
-char *
-resync_sf_where(SfDestination *dest, const ResyncTable *table)
+bool
+resync_sf_is_new(const SfDestination *dest, const SfTable *found)
 {
-	SfTable *found = resync_sf_find_table(dest, table, true);
-	SfFence	 fence;
+	return resync_sf_is_role(dest, found, SF_ROLE_BUILD) ||
+		   resync_sf_is_role(dest, found, SF_ROLE_LIVE);
+}
 
-	if (resync_sf_is_role(dest, found, SF_ROLE_BUILD))
-		return resync_sf_table(dest, table, true);
-	found = resync_sf_find_table(dest, table, false);
-	if (resync_sf_is_role(dest, found, SF_ROLE_LIVE) ||
-		resync_sf_is_role(dest, found, SF_ROLE_BUILD))
+/* Without the epoch, which is a try's own. */
+static char *
+swap_prefix(SfDestination *dest, const ResyncTable *table)
+{
+	return psprintf(SWAP_PREFIX "%.*s_" INT64_FORMAT "_%d_", SF_TOKEN_LETTERS, dest->head.id->token,
+					dest->head.id->run, table->ordinal);
+}
+
+char *
+resync_sf_swap_name(SfDestination *dest, const ResyncTable *table)
+{
+	return psprintf("%s" INT64_FORMAT, swap_prefix(dest, table), dest->epoch);
+}
+
+List *
+resync_sf_find_swaps(SfDestination *dest, const ResyncTable *table)
+{
+	char *prefix = swap_prefix(dest, table);
+
+	return show_tables(dest, table->dest_schema, psprintf("%s%%", prefix), prefix);
+}
+
+char *
+resync_sf_where(SfDestination *dest, const ResyncTable *table, bool *live)
+{
+	SfTable	 *found = resync_sf_find_table(dest, table, false);
+	ListCell *lc;
+	List	 *swaps;
+	SfFence	  fence;
+
+	if (live != NULL)
+		*live = resync_sf_is_new(dest, found);
+	if (resync_sf_is_new(dest, found))
 		return resync_sf_table(dest, table, false);
+	if (resync_sf_is_new(dest, resync_sf_find_table(dest, table, true)))
+		return resync_sf_table(dest, table, true);
+	/* a swap that did not come to its end */
+	swaps = resync_sf_find_swaps(dest, table);
+	foreach(lc, swaps)
+	{
+		found = lfirst(lc);
+		if (resync_sf_is_new(dest, found))
+			return resync_sf_name(dest, found->schema, found->name);
+	}
 	/* another run has replaced it?  That is no fault of the table's */
 	resync_sf_fence(dest, &fence);
 	resync_destination_raise_not_made(resync_sf_table(dest, table, false));
 }
 
-/* Is it one that was being made for a token?  Then *run is its run. */
+/* Has it a name that is made for a token?  Then *run is its run. */
 static bool
-is_new(const char *name, const char *token, int64 *run)
+is_own(const char *name, const char *begin, const char *token, int64 *run)
 {
-	char *prefix = psprintf(NEW_PREFIX "%.*s_", TOKEN_LETTERS, token);
+	char *prefix = psprintf("%s%.*s_", begin, SF_TOKEN_LETTERS, token);
 
 	if (strncmp(name, prefix, strlen(prefix)) != 0)
 		return false;
@@ -266,11 +320,12 @@ resync_sf_marked_tables(SfDestination *dest, const char *token)
 			dest,
 			psprintf("SELECT TABLE_SCHEMA, TABLE_NAME, COMMENT FROM %s.INFORMATION_SCHEMA.TABLES"
 					 " WHERE TABLE_TYPE = 'BASE TABLE' AND (COMMENT LIKE %s OR TABLE_NAME LIKE"
-					 " %s)%s ORDER BY TABLE_SCHEMA, TABLE_NAME LIMIT %d",
+					 " %s OR TABLE_NAME LIKE %s)%s ORDER BY TABLE_SCHEMA, TABLE_NAME LIMIT %d",
 					 resync_sf_ident(dest->database),
 					 resync_sf_literal(psprintf("%%\"token\":\"%s\"%%", token)),
-					 resync_sf_literal(psprintf(NEW_PREFIX "%.*s_%%", TOKEN_LETTERS, token)), after,
-					 LIST_STEP));
+					 resync_sf_literal(psprintf(NEW_PREFIX "%.*s_%%", SF_TOKEN_LETTERS, token)),
+					 resync_sf_literal(psprintf(SWAP_PREFIX "%.*s_%%", SF_TOKEN_LETTERS, token)),
+					 after, LIST_STEP));
 		for (int i = 0; i < res->nrows; i++)
 		{
 			SfTable *table = palloc0(sizeof(SfTable));
@@ -280,7 +335,9 @@ resync_sf_marked_tables(SfDestination *dest, const char *token)
 			table->name = resync_sf_need(res, i, 1);
 			comment = res->ncols > 2 ? sf_value(res, i, 2) : NULL;
 			read_mark(table, comment != NULL ? comment : pstrdup(""));
-			if (is_new(table->name, token, &table->run))
+			/* whatever their comments say */
+			if (is_own(table->name, NEW_PREFIX, token, &table->run) ||
+				is_own(table->name, SWAP_PREFIX, token, &table->run))
 			{
 				table->token = pstrdup(token);
 				table->role = SF_ROLE_NEW;
@@ -519,7 +576,7 @@ make_new(SfDestination *dest, const ResyncTable *table, const char *new_name, co
 		SfTable *made = resync_sf_find(dest, table->dest_schema, new_name);
 
 		if (made == NULL)
-			resync_destination_raise_not_made(name);
+			resync_sf_raise_changed(dest);
 		adapt_settings(dest, live, made, name);
 	}
 }
@@ -536,8 +593,26 @@ find_model(SfDestination *dest, const ResyncTable *table)
 static char *
 next_new_name(SfDestination *dest)
 {
-	return psprintf(NEW_PREFIX "%.*s_" INT64_FORMAT "_%08X_" UINT64_FORMAT, TOKEN_LETTERS,
+	return psprintf(NEW_PREFIX "%.*s_" INT64_FORMAT "_%08X_" UINT64_FORMAT, SF_TOKEN_LETTERS,
 					dest->head.id->token, dest->head.id->run, dest->nonce, ++dest->names);
+}
+
+/* After an error, which matters more than what comes of this. */
+static void
+drop_quietly(SfDestination *dest, const char *table)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		resync_sf_drop(dest, table);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+	}
+	PG_END_TRY();
 }
 
 void
@@ -545,7 +620,21 @@ resync_sf_try_table(SfDestination *dest, const ResyncTable *table)
 {
 	char *new_name = next_new_name(dest);
 
-	make_new(dest, table, new_name, find_model(dest, table));
+	PG_TRY();
+	{
+		make_new(dest, table, new_name, find_model(dest, table));
+	}
+	PG_CATCH();
+	{
+		MemoryContext context = MemoryContextSwitchTo(dest->call);
+		ErrorData	 *edata = CopyErrorData();
+
+		FlushErrorState();
+		drop_quietly(dest, resync_sf_name(dest, table->dest_schema, new_name));
+		MemoryContextSwitchTo(context);
+		ReThrowError(edata);
+	}
+	PG_END_TRY();
 	resync_sf_drop(dest, resync_sf_name(dest, table->dest_schema, new_name));
 }
 
@@ -566,7 +655,8 @@ make_table(SfDestination *dest, const ResyncTable *table)
 	resync_sf_set_comment(
 		dest, made,
 		resync_sf_comment(dest, live != NULL ? live->comment : NULL, table, SF_ROLE_BUILD));
-	alter(dest, made, psprintf("RENAME TO %s", resync_sf_table(dest, table, true)));
+	resync_sf_fenced_ddl(
+		dest, psprintf("ALTER TABLE %s RENAME TO %s", made, resync_sf_table(dest, table, true)));
 }
 
 /* Whatever of ours is under construction goes; anything else is in the way. */
@@ -579,7 +669,8 @@ make_room(SfDestination *dest, const ResyncTable *table)
 		return;
 	if (!resync_sf_is_ours(dest, found) || found->at_live)
 		resync_destination_raise_in_way(resync_sf_table(dest, table, true));
-	resync_sf_drop(dest, resync_sf_table(dest, table, true));
+	resync_sf_fenced_ddl(dest,
+						 psprintf("DROP TABLE IF EXISTS %s", resync_sf_table(dest, table, true)));
 }
 
 void
@@ -590,6 +681,7 @@ resync_sf_create_table(Destination *head, const ResyncTable *table)
 	SfFence		   fence;
 
 	resync_sf_fence(dest, &fence);
+	resync_sf_new_epoch(dest, InvalidXLogRecPtr, "");
 	make_room(dest, table);
 	make_table(dest, table);
 	MemoryContextSwitchTo(old);
@@ -608,13 +700,14 @@ resync_sf_reset_table(Destination *head, const ResyncTable *table, int64 first_p
 	SfFence		   fence;
 
 	resync_sf_fence(dest, &fence);
-	resync_sf_new_epoch(dest, InvalidXLogRecPtr);
+	resync_sf_new_epoch(
+		dest, InvalidXLogRecPtr,
+		psprintf("  DELETE FROM %s WHERE %s AND life = %s AND part BETWEEN " INT64_FORMAT
+				 " AND " INT64_FORMAT ";\n",
+				 resync_sf_own(dest, SF_PARTITIONS_TABLE),
+				 resync_sf_run_condition(dest, head->id->run), resync_sf_literal(dest->life),
+				 first_partition, last_partition));
 	make_room(dest, table);
-	(void) resync_sf_query(dest, psprintf("DELETE FROM %s WHERE %s AND part BETWEEN " INT64_FORMAT
-										  " AND " INT64_FORMAT,
-										  resync_sf_own(dest, SF_PARTITIONS_TABLE),
-										  resync_sf_run_condition(dest, head->id->run),
-										  first_partition, last_partition));
 	make_table(dest, table);
 	MemoryContextSwitchTo(old);
 }
@@ -633,7 +726,7 @@ resync_sf_build_key(Destination *head, const ResyncTable *table)
 	SfFence				 fence;
 
 	resync_sf_fence(dest, &fence);
-	(void) resync_sf_where(dest, table);
+	(void) resync_sf_where(dest, table, NULL);
 	if (table->multi_snapshot && table->nkeys > 0)
 	{
 		char		  *name = resync_sf_table(dest, table, true);
@@ -641,6 +734,8 @@ resync_sf_build_key(Destination *head, const ResyncTable *table)
 		char		  *twice = resync_sf_make_stage(dest, 0, resync_sf_definitions(dest, table));
 		StringInfoData keys;
 
+		/* an earlier try, which may still be under way, comes to nothing */
+		resync_sf_new_epoch(dest, InvalidXLogRecPtr, "");
 		initStringInfo(&keys);
 		for (int i = 0; i < table->nkeys; i++)
 			appendStringInfo(&keys, "%s%s", i > 0 ? ", " : "", resync_sf_ident(key[i]->dest_name));
@@ -680,7 +775,7 @@ resync_sf_add_column(SfDestination *dest, const ResyncTable *table, const char *
 char *
 resync_sf_make_stage(SfDestination *dest, int n, const char *definitions)
 {
-	char *name = psprintf(SF_OWN_PREFIX "STAGE_%.*s_" INT64_FORMAT "_%08X_%d", TOKEN_LETTERS,
+	char *name = psprintf(SF_OWN_PREFIX "STAGE_%.*s_" INT64_FORMAT "_%08X_%d", SF_TOKEN_LETTERS,
 						  dest->head.id->token, dest->head.id->run, dest->nonce, n);
 	char *hash = name_hash(dest->schema, name);
 

@@ -193,7 +193,7 @@ sub no_leftovers
 	subtest $name => sub {
 		$self->nothing_here($keep);
 		my @left;
-		ok($self->poll(sub { @left = $self->tables(qr/_resync(_[0-9a-f]{8})?$|_RESYNC_(NEW|CHECK)/); !@left }), 'no table under construction')
+		ok($self->poll(sub { @left = $self->tables(qr/_resync(_[0-9a-f]{8})?$|_RESYNC_(NEW|SWAP)/); !@left }), 'no table under construction')
 		  or diag("@left");
 		if (!$keep)
 		{

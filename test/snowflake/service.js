@@ -25,7 +25,8 @@
 //   garbage                          done, answered with what is no JSON
 //   cut                              of an upload: the connection breaks in the body
 //   fail_at (fail_at: {match, code, message, sqlState, after})  a statement in a block fails
-//   hold_at (at)                     a statement in a block waits for /admin/release
+//   hold_at (at)                     a statement in a block waits for /admin/release;
+//                                    outside of a transaction others run meanwhile
 // Also GET /admin/hits?id=, clear, release, held, running, sessions, expire,
 // expire_master, expire_creds, down, up, objects; POST /admin/sql {sql, role},
 // /admin/set {warehouse_exists, can_create_table, can_create_schema, owner_of,
@@ -63,7 +64,7 @@ class Service extends Faults {
     this.guids = new Set();
     this.queries = new Map();
     this.transaction = null;
-    this.queue = Promise.resolve();
+    this.turn = Promise.resolve();
     this.roles = new Set([options.role, 'ACCOUNTADMIN', 'PUBLIC']);
     this.settings = { warehouse_exists: true, can_create_table: true, can_create_schema: true, resume_privilege: true, give_creds: true, deny: {} };
     this.running = 0;
@@ -122,10 +123,28 @@ class Service extends Faults {
   // ------------------------------------------------------------ DuckDB's transaction
 
   // One after the other, whatever the session.
-  alone(work) {
-    const result = this.queue.then(work);
-    this.queue = result.catch(() => {});
-    return result;
+  async alone(work) {
+    await this.enter();
+    try {
+      return await work();
+    } finally {
+      this.leave();
+    }
+  }
+
+  async enter() {
+    const before = this.turn;
+    let leave;
+    this.turn = new Promise((resolve) => (leave = resolve));
+    await before;
+    this.leave = leave;
+  }
+
+  // What works alone lets others have their turn meanwhile.
+  async aside(wait) {
+    this.leave();
+    await wait();
+    await this.enter();
   }
 
   // A statement: all of it or nothing.  In an open transaction DuckDB would give
@@ -181,7 +200,10 @@ class Service extends Faults {
   // Faults at a statement of a block.
   async beforeInner(text, control) {
     const what = control.what ?? '';
-    if (this.fault(what, 'hold_at', text)) await this.hold(control.cancelled);
+    if (this.fault(what, 'hold_at', text)) {
+      const wait = () => this.hold(control.cancelled);
+      await (this.transaction ? wait() : this.aside(wait));
+    }
     if (control.cancelled?.()) throw errors.cancelled();
     const fault = this.fault(what, 'fail_at', text);
     if (fault) throw injected(fault.fail_at);

@@ -99,6 +99,23 @@ is($t->sf("SELECT COUNT(*) FROM $W WHERE _PEERDB_IS_DELETED AND ID IN (21, 22) A
 	is(scalar(grep { $_->{grantee} eq 'READER' } @{ $w->{grants} }), 1, 'other columns: grants are there');
 }
 
+# ---- a swap that nobody waits for any more, and that comes when the next try has done it
+my $late = $t->fault('hold_at', '^POST /queries', at => '^ALTER TABLE .* SWAP WITH');
+$t->resync('m', { keep_serving => 'true' });
+$t->until_held('a swap is under way');
+$t->source->stop('immediate');
+$hold = $t->fault('hold', '^POST /queries.*SET swapped');
+$t->source->start;
+$t->until_fault($hold, 'another try has swapped');
+is($t->admin('held'), '2', 'and the first one is still under way');
+$t->admin('release');
+$t->wait_status('m', 'running', 'a late swap') or $t->describe('m');
+ok($t->poll(sub { $t->admin('running') == 0 }), 'a late swap: it is over');
+$t->src("INSERT INTO w VALUES (90005, '2030-01-02', 'after a late swap', 3)");
+$t->sync('m');
+$t->same_sf('w', 'a late swap: equal');
+is(join(',', $t->tables(qr/^PUBLIC\./)), 'PUBLIC.W', 'a late swap: nothing is left');
+
 # ---- grants that are given during the load
 $hold = $t->fault('hold', '^POST /queries.*COPY INTO');
 $t->resync('m', { keep_serving => 'true' });
