@@ -129,5 +129,33 @@ $t->no_leftovers('after resync', keep => 1);
 $t->src("SELECT peerdb_drop_mirror('m', drop_destination => true)");
 $t->until_true('SELECT count(*) = 0 FROM peerdb.mirrors', 'dropped');
 is(join(',', $t->tables(qr/^PUBLIC\.(A|TWO|LOG|EMPTY)$/)), '', 'the tables are dropped, too');
+
+# ---- a source in another encoding
+{
+	local $ENV{PGCLIENTENCODING} = 'UTF8';
+	my @db = (db => 'latin');
+	my ($ae, $ue) = ("\xc3\xa4", "\xc3\xbc");
+	$t->src("CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0 LOCALE 'C'");
+	$t->src('CREATE EXTENSION resync; ' . $t->server_sql('sf'), @db);
+	$t->src(qq{CREATE TABLE "t$ae" ("k$ue" text PRIMARY KEY, n int); INSERT INTO "t$ae" VALUES ('$ae', 1), ('b', 2)}, @db);
+	$t->src(qq{SELECT peerdb_create_mirror('latin', 'sf', '["public.\\"t$ae\\""]', '{"sync_interval": 0.1}')}, @db);
+	$t->src("SELECT peerdb_wait_for_status('latin', 'running', '60 s')", @db);
+	$t->src(qq{ALTER TABLE "t$ae" ADD COLUMN "$ue" text DEFAULT '$ue'; INSERT INTO "t$ae" VALUES ('$ue$ae', 3, '$ae'); DELETE FROM "t$ae" WHERE n = 2}, @db);
+	$t->src("SELECT peerdb_wait_for_lsn('latin', timeout => '60 s')", @db);
+	my $rows = "$ae\t1\t$ue\n$ue$ae\t3\t$ae";
+	my $query = qq{SELECT "k$ue", N, "$ue" FROM "DB"."PUBLIC"."t$ae" WHERE NOT _PEERDB_IS_DELETED ORDER BY N};
+	is($t->sf($query), $rows, 'a source in LATIN1');
+	$t->src("SELECT peerdb_resync('latin')", @db);
+	$t->src("SELECT peerdb_wait_for_status('latin', 'running', '60 s')", @db);
+	is($t->sf($query), $rows, 'and resynced');
+
+	# what the service says may have no place in the source's encoding
+	my $id = $t->fault('sql_error', '^POST /queries.*MERGE', code => '003001', message => "Insufficient privileges on \x{e4} \x{20ac}", sqlState => '42501');
+	$t->src(qq{INSERT INTO "t$ae" VALUES ('c', 4)}, @db);
+	$t->until_true("SELECT status = 'failed' AND error ~ '003001' FROM peerdb.mirrors", 'an error with letters of another encoding is shown', @db);
+	$t->admin('clear');
+	$t->src("SELECT peerdb_drop_mirror('latin', drop_destination => true)", @db);
+	$t->until_true('SELECT count(*) = 0 FROM peerdb.mirrors', 'dropped', @db);
+}
 $t->no_leftovers('at the end');
 done_testing();

@@ -116,6 +116,17 @@ $t->sync('m');
 $t->same_sf('w', 'a late swap: equal');
 is(join(',', $t->tables(qr/^PUBLIC\./)), 'PUBLIC.W', 'a late swap: nothing is left');
 
+# ---- a cancel that comes when the table is swapped, and the journal does not say so yet
+$hold = $t->fault('hold', '^POST /queries.*SET swapped');
+$t->resync('m', { keep_serving => 'true' });
+$t->until_fault($hold, 'swapped, not declared');
+$t->src("SELECT peerdb_cancel_resync('m')");
+$t->wait_status('m', 'running', 'a late cancel') or $t->describe('m');
+is($t->src("SELECT outcome FROM peerdb.runs WHERE mirror = 'm' ORDER BY run DESC LIMIT 1"), 'done', 'a late cancel: too late');
+$t->src("INSERT INTO w VALUES (90006, '2030-01-03', 'after a late cancel', 4)");
+$t->sync('m');
+$t->same_sf('w', 'a late cancel: equal');
+
 # ---- grants that are given during the load
 $hold = $t->fault('hold', '^POST /queries.*COPY INTO');
 $t->resync('m', { keep_serving => 'true' });
