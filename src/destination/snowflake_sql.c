@@ -176,6 +176,32 @@ row_of(const char *text)
 	return pnstrdup(row, strcspn(row, "\n"));
 }
 
+/* What the role needs on the object of a kind that an error of access names. */
+static const char *
+needed(const char *text)
+{
+	static const char before[] = "operate on ";
+	static const struct
+	{
+		const char *kind;
+		const char *privileges;
+	} known[] = {
+		{"database", "USAGE, CREATE SCHEMA (unless the schema of metadata is there)"},
+		{"schema", "USAGE, CREATE TABLE (in the schema of metadata also CREATE STAGE)"},
+		{"table", "OWNERSHIP"},
+		{"stage", "USAGE"},
+		{"warehouse", "USAGE (without AUTO_RESUME also OPERATE)"},
+	};
+	const char *kind = strstr(text, before);
+
+	for (int i = 0; kind != NULL && i < lengthof(known); i++)
+	{
+		if (pg_strncasecmp(kind + strlen(before), known[i].kind, strlen(known[i].kind)) == 0)
+			return known[i].privileges;
+	}
+	return "it";
+}
+
 void
 resync_sf_raise(SfDestination *dest, JsonNode *answer)
 {
@@ -201,8 +227,8 @@ resync_sf_raise(SfDestination *dest, JsonNode *answer)
 						errhint("The text may quote rows; it is in Snowflake's query history.")));
 	}
 	if (strcmp(code, "003001") == 0)
-		hint = psprintf("Grant it to role \"%s\": README.md lists what the role needs.",
-						dest->role);
+		hint = psprintf("Grant %s to role \"%s\": README.md lists what the role needs.",
+						needed(text), dest->role);
 	else if (strcmp(code, "000606") == 0)
 		hint = psprintf("Look at the server's option \"warehouse\", and grant USAGE on it to role "
 						"\"%s\".",
