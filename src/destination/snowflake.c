@@ -299,6 +299,10 @@ resync_sf_make_metadata(SfDestination *dest)
 /*
  * The row of a run.  Returns false if there is no metadata at all.  Raises
  * DIVERGED if the mark is another source's.
+ *
+ * Nothing there keeps two sessions that begin a run from making a row each, one
+ * of them long after nobody waits for it any more.  Everybody takes the same:
+ * what is done in a life begins with an epoch, so one that came late has none.
  */
 bool
 resync_sf_read_fence(SfDestination *dest, int64 run, SfFence *fence)
@@ -310,7 +314,7 @@ resync_sf_read_fence(SfDestination *dest, int64 run, SfFence *fence)
 		dest,
 		psprintf(
 			"SELECT CASE WHEN source = %s THEN 1 ELSE 0 END, state, applied, swapped::VARCHAR, life, epoch"
-			" FROM %s WHERE %s",
+			" FROM %s WHERE %s ORDER BY epoch, life",
 			source_name(dest), resync_sf_own(dest, SF_RUNS_TABLE),
 			resync_sf_run_condition(dest, run)));
 	if (res == NULL)

@@ -170,6 +170,11 @@ ok($t->poll(sub { $t->admin('running') == 0 }), 'the statement was cancelled the
 $t->src("SELECT peerdb_resume_mirror('m')");
 all_well('after the pause');
 
+# ---- the run was begun twice, by a session that nobody waits for any more
+$t->sf("INSERT INTO DB._PEERDB_INTERNAL._PEERDB_RESYNC_RUNS SELECT token, run, 'late', mirror, source, 'active', '0/1', 0, FALSE, SYSDATE() FROM DB._PEERDB_INTERNAL._PEERDB_RESYNC_RUNS WHERE state = 'active'");
+change();
+all_well('a row of the run that came late');
+
 # nothing secret anywhere
 my $key = slurp_file("$t->{dir}/key.pem");
 my ($line) = (split /\n/, $key)[3];
