@@ -164,8 +164,13 @@ extern PGDLLIMPORT int	resync_max_mirrors;
  * <data directory>/resync_debug/<name> says so (worker/debug.c). */
 extern void resync_debug_point(const char *name);
 #define RESYNC_DEBUG_POINT(name) resync_debug_point(name)
+
+/* ... or behave as if a long time had passed while the file is there. */
+extern bool resync_debug_asked(const char *name);
+#define RESYNC_DEBUG_ASKED(name) resync_debug_asked(name)
 #else
 #define RESYNC_DEBUG_POINT(name) ((void) 0)
+#define RESYNC_DEBUG_ASKED(name) false
 #endif
 
 /* Raised by every SQL function when the library is not preloaded. */

@@ -695,9 +695,9 @@ resync_sf_keep_alive(SfDestination *dest)
 	JsonNode *body;
 	Attempt	  attempt;
 
-	if (!TimestampDifferenceExceeds(dest->last_used, GetCurrentTimestamp(), HEARTBEAT_MS))
+	if (!TimestampDifferenceExceeds(dest->last_used, GetCurrentTimestamp(), HEARTBEAT_MS) &&
+		!RESYNC_DEBUG_ASKED("sf_heartbeat_due"))
 		return;
-	RESYNC_DEBUG_POINT("sf_heartbeat");
 	attempt = new_attempt();
 	body = resync_json_make();
 	if (is_code(

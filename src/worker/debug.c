@@ -28,6 +28,15 @@
 #include "storage/fd.h"
 #include "storage/latch.h"
 
+bool
+resync_debug_asked(const char *name)
+{
+	char path[MAXPGPATH];
+
+	snprintf(path, sizeof(path), "%s/resync_debug/%s", DataDir, name);
+	return access(path, F_OK) == 0;
+}
+
 void
 resync_debug_point(const char *name)
 {

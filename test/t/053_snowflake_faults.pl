@@ -136,6 +136,28 @@ change();
 $t->until_fault($id, 'no new token at the moment');
 all_well('no new token at the moment');
 
+# ---- a long load says that its session is in use
+sub renewals { return scalar grep { ($_->{what} // '') =~ /token-request/ } $t->requests }
+$t->src("INSERT INTO log SELECT i, 'long' FROM generate_series(1, 3000) i");
+$t->src(q{SELECT peerdb_edit_mirror('m', '{"snapshot_num_rows_per_partition": 100000}')});
+$t->debug_point('sf_heartbeat_due', 'yes');
+$id = $t->fault('drop', '^POST /session/heartbeat');
+$t->resync('m');
+$t->until_fault($id, 'a heartbeat is lost');
+$t->wait_status('m', 'running', 'a lost heartbeat') or $t->describe('m');
+all_well('a lost heartbeat');
+my $renewals = renewals();
+$id = $t->fault('hold', '^POST /session/heartbeat');
+$t->resync('m');
+$t->until_fault($id, 'a heartbeat is under way');
+$t->admin('expire');
+$t->admin('release');
+$t->wait_status('m', 'running', 'a token that ended before a heartbeat') or $t->describe('m');
+all_well('a token that ended before a heartbeat');
+cmp_ok(renewals(), '>', $renewals, 'it was renewed');
+is($t->src("SELECT max(attempts) FROM peerdb.partitions WHERE run = (SELECT max(run) FROM peerdb.runs)"), '1', 'no partition had to be read again for it');
+$t->debug_point('sf_heartbeat_due');
+
 # ---- the service is away
 $t->admin('down');
 change();
