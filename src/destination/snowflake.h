@@ -329,6 +329,9 @@ extern char *resync_sf_where(SfDestination *dest, const ResyncTable *table, bool
 /* Is it this run's table, under construction or live? */
 extern bool resync_sf_is_new(const SfDestination *dest, const SfTable *found);
 
+/* This run's table that is not live, wherever a swap's try has left it, or NULL. */
+extern SfTable *resync_sf_find_build(SfDestination *dest, const ResyncTable *table);
+
 /* The name of a swap's try, and the tables (SfTable *) under names of earlier tries. */
 extern char *resync_sf_swap_name(SfDestination *dest, const ResyncTable *table);
 extern List *resync_sf_find_swaps(SfDestination *dest, const ResyncTable *table);

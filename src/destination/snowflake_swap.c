@@ -273,25 +273,6 @@ require_replaceable(SfDestination *dest, const SfTable *live, const char *name)
 		resync_destination_raise_exists(name, true);
 }
 
-/* This run's table, wherever a try before this one has left it; NULL: it is not there. */
-static SfTable *
-find_new(SfDestination *dest, const ResyncTable *table)
-{
-	SfTable	 *found = resync_sf_find_table(dest, table, true);
-	List	 *swaps;
-	ListCell *lc;
-
-	if (resync_sf_is_new(dest, found))
-		return found;
-	swaps = resync_sf_find_swaps(dest, table);
-	foreach(lc, swaps)
-	{
-		if (resync_sf_is_new(dest, lfirst(lc)))
-			return lfirst(lc);
-	}
-	return NULL;
-}
-
 static void
 set_comment(SfDestination *dest, const char *name, const char *comment)
 {
@@ -328,7 +309,7 @@ swap_one(SfDestination *dest, const ResyncTable *table)
 
 	if (!resync_sf_is_new(dest, live))
 	{
-		build = find_new(dest, table);
+		build = resync_sf_find_build(dest, table);
 		if (build == NULL)
 			resync_destination_raise_not_made(resync_sf_table(dest, table, true));
 		resync_sf_fenced_ddl(dest, psprintf("ALTER TABLE %s RENAME TO %s",

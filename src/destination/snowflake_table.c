@@ -262,28 +262,38 @@ resync_sf_find_swaps(SfDestination *dest, const ResyncTable *table)
 	return show_tables(dest, table->dest_schema, psprintf("%s%%", prefix), prefix);
 }
 
-char *
-resync_sf_where(SfDestination *dest, const ResyncTable *table, bool *live)
+SfTable *
+resync_sf_find_build(SfDestination *dest, const ResyncTable *table)
 {
-	SfTable	 *found = resync_sf_find_table(dest, table, false);
-	ListCell *lc;
+	SfTable	 *found = resync_sf_find_table(dest, table, true);
 	List	 *swaps;
-	SfFence	  fence;
+	ListCell *lc;
 
-	if (live != NULL)
-		*live = resync_sf_is_new(dest, found);
 	if (resync_sf_is_new(dest, found))
-		return resync_sf_table(dest, table, false);
-	if (resync_sf_is_new(dest, resync_sf_find_table(dest, table, true)))
-		return resync_sf_table(dest, table, true);
+		return found;
 	/* a swap that did not come to its end */
 	swaps = resync_sf_find_swaps(dest, table);
 	foreach(lc, swaps)
 	{
-		found = lfirst(lc);
-		if (resync_sf_is_new(dest, found))
-			return resync_sf_name(dest, found->schema, found->name);
+		if (resync_sf_is_new(dest, lfirst(lc)))
+			return lfirst(lc);
 	}
+	return NULL;
+}
+
+char *
+resync_sf_where(SfDestination *dest, const ResyncTable *table, bool *live)
+{
+	SfTable *found = resync_sf_find_table(dest, table, false);
+	bool	 is_live = resync_sf_is_new(dest, found);
+	SfFence	 fence;
+
+	if (live != NULL)
+		*live = is_live;
+	if (!is_live)
+		found = resync_sf_find_build(dest, table);
+	if (found != NULL)
+		return resync_sf_name(dest, found->schema, found->name);
 	/* another run has replaced it?  That is no fault of the table's */
 	resync_sf_fence(dest, &fence);
 	resync_destination_raise_not_made(resync_sf_table(dest, table, false));
