@@ -482,13 +482,9 @@ resync_ch_apply(Destination *head, ResyncBatch *batch, bool to_live, XLogRecPtr 
 
 	resync_ch_fence(dest, &state.fence);
 	if (state.fence.applied != expected)
-		ereport(
-			ERROR,
-			/* another process's note came late: look again where it stands */
-			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-			 errmsg("applied LSN of mirror \"%s\" at the destination is %X/%X, expected was %X/%X",
-					head->id->mirror, LSN_FORMAT_ARGS(state.fence.applied),
-					LSN_FORMAT_ARGS(expected))));
+		/* another process's note came late: look again where it stands */
+		resync_destination_raise_applied(head->id, ERRCODE_T_R_SERIALIZATION_FAILURE,
+										 state.fence.applied, expected);
 	error_context_stack = &blame;
 	apply_parts(&state);
 	error_context_stack = blame.previous;

@@ -410,11 +410,7 @@ resync_ch_swap(Destination *head, ResyncTable **tables, int ntables, XLogRecPtr 
 
 	resync_ch_fence(dest, &fence);
 	if (fence.applied != lsn)
-		ereport(
-			ERROR,
-			(errcode(RESYNC_ERRCODE_FENCED),
-			 errmsg("applied LSN of mirror \"%s\" at the destination is %X/%X, expected was %X/%X",
-					head->id->mirror, LSN_FORMAT_ARGS(fence.applied), LSN_FORMAT_ARGS(lsn))));
+		resync_destination_raise_applied(head->id, RESYNC_ERRCODE_FENCED, fence.applied, lsn);
 	/* an exchange of an earlier try that is still to come would undo ours */
 	resync_ch_kill(dest, head->id->run, CH_WHAT_DDL);
 	if (retire_run != 0 && retire_run != head->id->run)

@@ -155,6 +155,16 @@ resync_destination_raise_fenced(const ResyncRunId *id, const char *why)
 }
 
 void
+resync_destination_raise_applied(const ResyncRunId *id, int sqlerrcode, XLogRecPtr applied,
+								 XLogRecPtr expected)
+{
+	ereport(ERROR,
+			(errcode(sqlerrcode),
+			 errmsg("applied LSN of mirror \"%s\" at the destination is %X/%X, expected was %X/%X",
+					id->mirror, LSN_FORMAT_ARGS(applied), LSN_FORMAT_ARGS(expected))));
+}
+
+void
 resync_destination_raise_not_made(const char *table)
 {
 	ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),

@@ -57,6 +57,14 @@ extern void
 resync_destination_raise_fenced(const ResyncRunId *id, const char *why) pg_attribute_noreturn();
 
 /*
+ * Somebody else has applied changes.  sqlerrcode: FENCED, or a serialization failure
+ * where to look again helps.
+ */
+extern void
+resync_destination_raise_applied(const ResyncRunId *id, int sqlerrcode, XLogRecPtr applied,
+								 XLogRecPtr expected) pg_attribute_noreturn();
+
+/*
  * Of a table there, whose name is as its SQL has it: not the one that this run made
  * (rule 9); in the way of the one under construction; in the place of a live one,
  * and not ours (begun: not in phase validate any more).

@@ -962,14 +962,9 @@ resync_pg_apply(Destination *head, ResyncBatch *batch, bool to_live, XLogRecPtr 
 		resync_pg_rollback(dest);
 		/* the answer to an earlier COMMIT was lost */
 		if (state.info.applied != end_lsn)
-			ereport(
-				ERROR,
-				/* an earlier process's COMMIT came late: look again where it stands */
-				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				 errmsg(
-					 "applied LSN of mirror \"%s\" at the destination is %X/%X, expected was %X/%X",
-					 head->id->mirror, LSN_FORMAT_ARGS(state.info.applied),
-					 LSN_FORMAT_ARGS(expected))));
+			/* an earlier process's COMMIT came late: look again where it stands */
+			resync_destination_raise_applied(head->id, ERRCODE_T_R_SERIALIZATION_FAILURE,
+											 state.info.applied, expected);
 		error_context_stack = blame.previous;
 		MemoryContextSwitchTo(old);
 		return;

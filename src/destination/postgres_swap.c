@@ -348,11 +348,7 @@ swap_begin(PgDestination *dest, XLogRecPtr lsn, int64 retire_run, PgFenceInfo *i
 	/* a second BEGIN would only warn; the rows are ours now */
 	resync_pg_check_fence(dest, PG_ALL_TABLES, info);
 	if (info->applied != lsn)
-		ereport(
-			ERROR,
-			(errcode(RESYNC_ERRCODE_FENCED),
-			 errmsg("applied LSN of mirror \"%s\" at the destination is %X/%X, expected was %X/%X",
-					dest->head.id->mirror, LSN_FORMAT_ARGS(info->applied), LSN_FORMAT_ARGS(lsn))));
+		resync_destination_raise_applied(dest->head.id, RESYNC_ERRCODE_FENCED, info->applied, lsn);
 	return true;
 }
 

@@ -352,11 +352,7 @@ resync_sf_swap(Destination *head, ResyncTable **tables, int ntables, XLogRecPtr 
 
 	resync_sf_fence(dest, &fence);
 	if (fence.applied != lsn)
-		ereport(
-			ERROR,
-			(errcode(RESYNC_ERRCODE_FENCED),
-			 errmsg("applied LSN of mirror \"%s\" at the destination is %X/%X, expected was %X/%X",
-					head->id->mirror, LSN_FORMAT_ARGS(fence.applied), LSN_FORMAT_ARGS(lsn))));
+		resync_destination_raise_applied(head->id, RESYNC_ERRCODE_FENCED, fence.applied, lsn);
 	if (!fence.swapped)
 	{
 		resync_sf_new_epoch(dest, lsn, "");
